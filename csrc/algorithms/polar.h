@@ -1,0 +1,334 @@
+// The polar factor Q of W = Q H (Q with orthonormal columns or rows, H symmetric positive), which
+// is what Björck's iteration converges to, and the exact gradient of W -> Q.
+//
+// Everything but the first and the last product happens on the smaller side: with S = WᵀW, a
+// polynomial p with sqrt(x) p(x) = 1 on the spectrum of S gives Q = W p(S). One polynomial does
+// where W is nearly orthogonal; wide spectra take several, each followed by a fresh S, which also
+// certifies what was reached: the distance of S = QᵀQ from I is measured, never assumed.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "cholesky.h"
+#include "minimax.h"
+#include "spectrum.h"
+
+namespace lipfuse {
+
+// A matrix and which side of it is the smaller one. For a wide matrix every formula below holds
+// for the transpose, so the products swap their operands: small matrices multiply from the left.
+template <class Backend>
+struct Sided {
+    using T = typename Backend::Scalar;
+    Backend& backend;
+    int64_t rows, cols;
+    bool left = rows < cols;
+    int64_t small = std::min(rows, cols), big = std::max(rows, cols);
+
+    // out = XᵀY on the small side (small x small)
+    void cross(const T* x, const T* y, T* out, bool symmetric) {
+        auto a = backend.view(x, rows, cols), b = backend.view(y, rows, cols);
+        if (left)
+            backend.multiply(a, b.transposed(), out, symmetric);
+        else
+            backend.multiply(a.transposed(), b, out, symmetric);
+    }
+    void gram(const T* x, T* out) { cross(x, x, out, true); }
+    // out = alpha X M + beta Y, M small x small; out may be Y
+    void apply(const T* x, const T* m, bool transpose_m, T* out, T alpha, T beta, const T* y) {
+        auto a = backend.view(x, rows, cols), b = backend.view(m, small, small);
+        auto epilogue = backend.epilogue(out);
+        epilogue.acc[0] = alpha;
+        if (beta != T(0)) {
+            epilogue.x[0] = y;
+            epilogue.x0[0] = beta;
+        }
+        if (left)
+            backend.multiply(transpose_m ? b : b.transposed(), a, epilogue, false);
+        else
+            backend.multiply(a, transpose_m ? b.transposed() : b, epilogue, false);
+    }
+};
+
+// P = p(S) for S with spectrum in [low, high] of which p covers the singular values [l, 1] after
+// scaling by `high`. scratch: 2 n² elements.
+template <class Backend>
+void evaluate(Backend& backend, const Minimax& p, double high, const typename Backend::Scalar* s,
+              int64_t n, typename Backend::Scalar* out, typename Backend::Scalar* scratch) {
+    using T = typename Backend::Scalar;
+    // E = alpha S + gamma I; p(S / high) / sqrt(high) is what W needs.
+    const double low = p.l * p.l, unit = 1 / std::sqrt(high);
+    const double alpha = 2 / (high * (1 - low)), gamma = -(1 + low) / (1 - low);
+    auto view = [&](const T* x) { return backend.view(x, n, n); };
+    // An epilogue that writes a (acc) + b E2 + c E + d I, with E spelled out in S.
+    if (p.degree == 1) {
+        backend.combine(T(unit * p.c[1] * alpha), s, n, T(unit * (p.c[0] + p.c[1] * gamma)), out);
+        return;
+    }
+    if (p.degree == 2) {  // E² = alpha² S² + 2 alpha gamma S + gamma² I
+        auto e = backend.epilogue(out);
+        e.x[0] = s;
+        e.acc[0] = T(unit * p.c[2] * alpha * alpha);
+        e.x0[0] = T(unit * (2 * p.c[2] * alpha * gamma + p.c[1] * alpha));
+        e.diagonal[0] = T(unit * (p.c[2] * gamma * gamma + p.c[1] * gamma + p.c[0]));
+        backend.multiply(view(s), view(s), e, true);
+        return;
+    }
+    T* e2 = scratch;
+    T* m = scratch + n * n;
+    // First product: E² and, from the same accumulator, q2 E² + q1 E + q0 I.
+    const double q2 = p.degree == 4 ? p.c[4] : p.a, q1 = p.degree == 4 ? p.c[3] : p.b,
+                 q0 = p.degree == 4 ? p.c[2] : 0;
+    auto first = backend.epilogue(e2);
+    first.outputs = 2;
+    first.out[1] = m;
+    first.x[0] = s;
+    first.acc[0] = T(alpha * alpha);
+    first.x0[0] = T(2 * alpha * gamma);
+    first.diagonal[0] = T(gamma * gamma);
+    first.acc[1] = T(q2 * alpha * alpha);
+    first.x0[1] = T(2 * q2 * alpha * gamma + q1 * alpha);
+    first.diagonal[1] = T(q2 * gamma * gamma + q1 * gamma + q0);
+    backend.multiply(view(s), view(s), first, true);
+    auto last = backend.epilogue(out);
+    last.x[0] = s;
+    if (p.degree == 4) {  // E² (c4 E² + c3 E + c2) + c1 E + c0
+        last.acc[0] = T(unit);
+        last.x0[0] = T(unit * p.c[1] * alpha);
+        last.diagonal[0] = T(unit * (p.c[0] + p.c[1] * gamma));
+        backend.multiply(view(e2), view(m), last, true);
+        return;
+    }
+    // y = E² M gives both factors: y + c E² + d E + f I into `out`, y + e E² over M's place.
+    // M is read as an operand while the product runs, so the second factor goes to fresh memory.
+    auto mark = backend.mark();
+    T* right = backend.allocate(n * n);
+    T* factor = backend.allocate(n * n);
+    auto second = backend.epilogue(factor);
+    second.outputs = 2;
+    second.out[1] = right;
+    second.x[0] = e2;
+    second.x[1] = s;
+    second.x0[0] = T(p.c2);
+    second.x1[0] = T(p.d * alpha);
+    second.diagonal[0] = T(p.d * gamma + p.f);
+    second.x0[1] = T(p.e);
+    backend.multiply(view(e2), view(m), second, true);
+    last.x[1] = e2;
+    last.acc[0] = T(unit);
+    last.x1[0] = T(unit * p.g);
+    last.x0[0] = T(unit * p.h * alpha);
+    last.diagonal[0] = T(unit * (p.i + p.h * gamma));
+    backend.multiply(view(factor), view(right), last, true);
+    backend.release(mark);
+}
+
+struct PolarInfo {
+    double residual = 0;  // ‖I - QᵀQ‖_F
+    double low = 0, high = 0;  // estimated range of the singular values of W
+    double bound = 0;     // proven: no singular value of Q exceeds it
+    int stages = 0;
+};
+
+constexpr int polar_most_stages = 18;
+constexpr double polar_overshoot = 1e-5;
+
+// q <- scale * Q. Singular values of Q stay below 1 + polar_overshoot + rounding.
+// inverse_root (small x small, may be null): (WᵀW)^(-1/2), which the gradient of a matrix that is
+// not square needs.
+template <class Backend>
+PolarInfo polar(Backend& backend, const typename Backend::Scalar* w, int64_t rows, int64_t cols,
+                double tolerance, double scale, typename Backend::Scalar* q,
+                typename Backend::Scalar* inverse_root) {
+    using T = typename Backend::Scalar;
+    constexpr double rounding = std::numeric_limits<T>::epsilon();
+    Sided<Backend> side{backend, rows, cols};
+    const int64_t n = side.small, area = rows * cols;
+    PolarInfo info;
+    auto mark = backend.mark();
+
+    // Squares of tiny or huge elements leave the range of T; a power of two brings them back.
+    const double largest = backend.largest(w, area);
+    if (!(largest > 0) || !std::isfinite(largest)) {
+        // Zero stays zero; NaN or Inf spread to the whole result, visibly.
+        backend.fill(q, area, largest > 0 || largest != largest ? std::numeric_limits<T>::quiet_NaN() : T(0));
+        if (inverse_root) backend.fill(inverse_root, n * n, T(0));
+        info.residual = largest == 0 ? std::sqrt(double(n)) : std::numeric_limits<double>::quiet_NaN();
+        return info;
+    }
+    double unit = 1;
+    const T* source = w;
+    if (largest < 1e-6 || largest > 1e6) {
+        unit = std::ldexp(1.0, -std::ilogb(largest));
+        backend.axpby(area, T(unit), w, T(0), static_cast<const T*>(nullptr), q);
+        source = q;
+    }
+
+    T* s = backend.allocate(n * n);
+    T* p = backend.allocate(n * n);
+    T* scratch = backend.allocate(2 * n * n);
+    T* spare = nullptr;  // the other buffer of the growing product of a wide spectrum
+    side.gram(source, s);
+    info.residual = std::sqrt(backend.distance_from_identity(s, n, T(1)));
+    // What rounding alone leaves of ‖I - QᵀQ‖_F, and what is asked of each direction: the
+    // residual adds up over n of them, and no singular value may exceed 1 by more than `overshoot`.
+    const double floor = 0.5 * rounding * double(n);
+    const double overshoot = std::max(std::min(tolerance, polar_overshoot), floor);
+    const double per_direction = std::min(0.5 * tolerance / std::sqrt(double(n)), 0.5 * polar_overshoot);
+    double goal = overshoot;
+    // A singular value this far below the largest is rounding noise; it is not blown up to 1.
+    const double most_gain = 1 / (8 * rounding * std::sqrt(double(n)));
+    double gain = 1, covered = 1;
+    bool polished = false;
+    while (info.residual > goal && info.stages < polar_most_stages && !polished) {
+        Interval range = spectrum(backend, s, n, n < 256 ? 10 : 16);
+        range.low = std::max(range.low, 4 * rounding * range.high);
+        if (info.stages == 0) {
+            info.low = std::sqrt(range.low) / unit;
+            info.high = std::sqrt(range.high) / unit;
+        }
+        // A smaller l would hardly lift small singular values faster, and spread the others.
+        double l = std::max(0.02, std::sqrt(range.low / range.high));
+        // What cannot be lifted any further stays; the others are brought to 1.
+        if (gain > most_gain) l = covered;
+        const Minimax& poly = MinimaxTable::instance().choose(l, per_direction);
+        evaluate(backend, poly, range.high, s, n, p, scratch);
+        if (inverse_root) {
+            if (info.stages == 0) {
+                backend.axpby(n * n, T(unit), p, T(0), static_cast<const T*>(nullptr), inverse_root);
+            } else {
+                if (!spare) spare = backend.allocate(n * n);
+                backend.multiply(backend.view(inverse_root, n, n), backend.view(p, n, n), spare, true);
+                backend.axpby(n * n, T(1), spare, T(0), static_cast<const T*>(nullptr), inverse_root);
+            }
+        }
+        // W p(S) cannot be written over an operand: alternate through scratch if need be.
+        const T* from = source;
+        if (source == q) {
+            auto stage = backend.mark();
+            T* copy = backend.allocate(area);
+            backend.axpby(area, T(1), q, T(0), static_cast<const T*>(nullptr), copy);
+            from = copy;
+            side.apply(from, p, false, q, T(1), T(0), nullptr);
+            backend.release(stage);
+        } else {
+            side.apply(from, p, false, q, T(1), T(0), nullptr);
+        }
+        source = q;
+        ++info.stages;
+        if (gain > most_gain) polished = poly.error <= per_direction;
+        gain *= poly.at_zero();
+        covered = (1 - poly.error) / (1 + poly.error);
+        // What the polynomial itself leaves is expected; anything more points to a direction
+        // outside the estimated interval and asks for another stage.
+        goal = std::min(std::max(tolerance, floor),
+                        std::max(overshoot, 2 * poly.error * std::sqrt(double(n)) + floor));
+        const double before = info.residual;
+        if (side.big >= 2 * n && l > 0.3) {
+            // p S p costs less than the Gram matrix of a tall result. Only where S is well
+            // conditioned: its rounding errors are multiplied by p².
+            backend.multiply(backend.view(s, n, n), backend.view(p, n, n), scratch, true);
+            backend.multiply(backend.view(p, n, n), backend.view(scratch, n, n), s, true);
+        } else {
+            side.gram(q, s);
+        }
+        info.residual = std::sqrt(backend.distance_from_identity(s, n, T(1)));
+        if (!(info.residual < 0.7 * before) && l > 0.5 && gain < most_gain) break;  // rounding level
+    }
+    if (source != q) {  // orthogonal to begin with
+        backend.axpby(area, T(1), source, T(0), static_cast<const T*>(nullptr), q);
+        if (inverse_root) {
+            backend.fill(inverse_root, n * n, T(0));
+            backend.add_diagonal(inverse_root, n, T(unit));
+        }
+        info.low = info.high = 1 / unit;
+    }
+    // No eigenvalue of QᵀQ exceeds 1 + ‖QᵀQ - I‖_F. Where a null space keeps that norm large, a
+    // Cholesky factorisation proves what the polynomials promise.
+    double excess = info.residual;
+    if (excess > 1e-2)
+        for (double x = 4 * floor; x < excess; x = std::max(4 * x, 1e-5))
+            if (lies_below(backend, s, n, 1 + x)) {
+                excess = x;
+                break;
+            }
+    info.bound = std::sqrt(1 + excess + 2 * rounding * std::sqrt(double(n)));
+    // Reached: singular values exceed 1 by no more than the goal allows. Else divide by the bound.
+    const double divisor = info.residual <= goal ? 1 : info.bound;
+    info.bound /= divisor;
+    if (scale != divisor) backend.axpby(area, T(scale / divisor), q, T(0), static_cast<const T*>(nullptr), q);
+    backend.release(mark);
+    return info;
+}
+
+// The gradient of the polar factor. With A = QᵀG and H = QᵀW, K solves HK + KH = A - Aᵀ and
+//   dL/dW = Q K + (G - Q A) H^(-1),
+// whatever the forward did. The operator K -> HK + KH has eigenvalues h_i + h_j, known from the
+// forward's estimate, so Chebyshev's iteration needs one product a step and no inner product;
+// small h_i + h_j are cut off at `floor`, which bounds a gradient that is unbounded in theory.
+// The tangent gradient takes H = I.
+template <class Backend>
+void polar_backward(Backend& backend, const typename Backend::Scalar* g,
+                    const typename Backend::Scalar* w, const typename Backend::Scalar* q,
+                    const typename Backend::Scalar* inverse_root, int64_t rows, int64_t cols,
+                    double scale, double low, double high, double tolerance, bool tangent,
+                    typename Backend::Scalar* out) {
+    using T = typename Backend::Scalar;
+    Sided<Backend> side{backend, rows, cols};
+    const int64_t n = side.small, area = rows * cols;
+    if (!(high > 0)) {  // W = 0: no direction is better than another
+        backend.fill(out, area, high == 0 ? T(0) : std::numeric_limits<T>::quiet_NaN());
+        return;
+    }
+    const bool square = rows == cols;
+    auto mark = backend.mark();
+    // q holds scale * Q; G stands for the gradient of scale * Q.
+    T* a = backend.allocate(n * n);
+    T* k = backend.allocate(n * n);
+    side.cross(q, g, a, false);  // scale * QᵀG
+    T* c = backend.allocate(n * n);
+    const double norm = std::sqrt(backend.skew(a, n, c));
+    if (tangent) {
+        // Q (A - Aᵀ) / 2 + (G - Q A), all times scale; q² carries 1 / scale
+        backend.axpby(n * n, T(0.5 / scale), c, T(square ? 0 : -1 / scale), a, k);
+        side.apply(q, k, false, out, T(1), square ? T(0) : T(scale), g);
+        backend.release(mark);
+        return;
+    }
+    T* h = backend.allocate(n * n);
+    side.cross(q, w, h, true);  // scale * H
+    T* d = backend.allocate(n * n);
+    T* product = backend.allocate(n * n);
+    const double floor = 1e-3 * high;
+    const double l1 = 2 * scale * std::max(low, floor), l2 = 2 * scale * high;
+    const double theta = (l2 + l1) / 2, delta = std::max((l2 - l1) / 2, 1e-3 * theta);
+    const double sigma = theta / delta;
+    backend.axpby(n * n, T(1 / theta), c, T(0), static_cast<const T*>(nullptr), k);
+    backend.axpby(n * n, T(1 / theta), c, T(0), static_cast<const T*>(nullptr), d);
+    double rho = 1 / sigma, reduction = 1 / sigma;
+    for (int step = 0; step < 64 && reduction > tolerance && norm > 0; ++step) {
+        backend.multiply(backend.view(h, n, n), backend.view(k, n, n), product, false);
+        const double next = 1 / (2 * sigma - rho);
+        backend.skew_step(product, c, T(next * rho), T(2 * next / delta), d, k, n);
+        reduction *= next;
+        rho = next;
+    }
+    // k solves (scale H) K + K (scale H) = scale (QᵀG - GᵀQ), so K is the one of the formula.
+    if (square) {
+        side.apply(q, k, false, out, T(1), T(0), nullptr);  // (scale Q) K
+    } else {
+        // scale (Q K + (G - Q A) H⁻¹) = (scale Q)(K - A H⁻¹) + scale G H⁻¹, A = a / scale
+        auto e = backend.epilogue(product);
+        e.acc[0] = T(-1 / scale);
+        e.x[0] = k;
+        e.x0[0] = T(1);
+        backend.multiply(backend.view(a, n, n), backend.view(inverse_root, n, n), e, false);
+        side.apply(q, product, false, out, T(1), T(0), nullptr);
+        side.apply(g, inverse_root, false, out, T(scale), T(1), out);
+    }
+    backend.release(mark);
+}
+
+}  // namespace lipfuse

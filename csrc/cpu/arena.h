@@ -1,0 +1,86 @@
+// Scratch memory that is kept from call to call: one arena a thread, grown as needed.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+#include <vector>
+
+namespace lipfuse::cpu {
+
+class Arena {
+public:
+    static constexpr size_t alignment = 64;
+    static constexpr size_t kept_bytes = size_t(64) << 20;  // more than this is given back
+
+    struct Mark {
+        size_t block, used;
+    };
+
+    Arena() = default;
+    Arena(const Arena&) = delete;
+    Arena& operator=(const Arena&) = delete;
+    ~Arena() { drop(0); }
+
+    static Arena& of_this_thread() {
+        static thread_local Arena arena;
+        return arena;
+    }
+
+    Mark mark() const { return {current_, blocks_.empty() ? 0 : blocks_[current_].used}; }
+
+    void release(Mark mark) {
+        for (size_t i = mark.block + 1; i < blocks_.size(); ++i) blocks_[i].used = 0;
+        current_ = mark.block;
+        if (!blocks_.empty()) blocks_[current_].used = mark.used;
+        if (mark.block == 0 && mark.used == 0 && total_ > kept_bytes) drop(0);
+    }
+
+    template <class T>
+    T* allocate(int64_t count) {
+        // One cache line apart, so that arrays whose sizes are powers of two do not all fall into
+        // the same sets of a cache.
+        const size_t bytes = (size_t(count) * sizeof(T) + 2 * alignment - 1) / alignment * alignment;
+        while (current_ < blocks_.size()) {
+            Block& b = blocks_[current_];
+            if (b.used + bytes <= b.size) {
+                void* p = b.data + b.used;
+                b.used += bytes;
+                return static_cast<T*>(p);
+            }
+            if (current_ + 1 == blocks_.size()) break;
+            ++current_;
+        }
+        size_t size = total_ > (size_t(1) << 16) ? total_ : size_t(1) << 16;
+        if (size > kept_bytes) size = kept_bytes;
+        if (size < bytes) size = bytes;
+        size = (size + 4095) / 4096 * 4096;
+        char* data = static_cast<char*>(std::aligned_alloc(4096, size));
+        if (!data) throw std::bad_alloc();
+        blocks_.push_back({data, size, bytes});
+        total_ += size;
+        current_ = blocks_.size() - 1;
+        return reinterpret_cast<T*>(data);
+    }
+
+private:
+    struct Block {
+        char* data;
+        size_t size, used;
+    };
+
+    void drop(size_t from) {
+        for (size_t i = from; i < blocks_.size(); ++i) {
+            std::free(blocks_[i].data);
+            total_ -= blocks_[i].size;
+        }
+        blocks_.resize(from);
+        current_ = 0;
+    }
+
+    std::vector<Block> blocks_;
+    size_t current_ = 0, total_ = 0;
+};
+
+}  // namespace lipfuse::cpu

@@ -1,0 +1,287 @@
+// The CPU backend of the algorithms: products and passes on row-major matrices, cut into tasks.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "arena.h"
+#include "kernels.h"
+#include "parallel.h"
+
+namespace lipfuse::cpu {
+
+template <class T>
+class Backend {
+public:
+    using Scalar = T;
+
+    explicit Backend(Parallel parallel = {})
+        : kernels_(kernels<T>()), parallel_(parallel), arena_(Arena::of_this_thread()) {}
+
+    // Scratch memory, released in the reverse order of its marks.
+    Arena::Mark mark() const { return arena_.mark(); }
+    void release(Arena::Mark mark) { arena_.release(mark); }
+    T* allocate(int64_t count) { return arena_.allocate<T>(count); }
+
+    static View<const T> view(const T* data, int64_t rows, int64_t cols) {
+        return {data, rows, cols, cols, 1};
+    }
+    static Epilogue<T> epilogue(T* out) {
+        Epilogue<T> e;
+        e.out[0] = out;
+        return e;
+    }
+
+    void multiply(View<const T> a, View<const T> b, T* out, bool symmetric) {
+        multiply(a, b, epilogue(out), symmetric);
+    }
+
+    void multiply(View<const T> a, View<const T> b, const Epilogue<T>& e, bool symmetric) {
+        const int64_t m = a.rows, n = b.cols, depth = a.cols;
+        const double work = double(m) * double(n) * double(depth) * (symmetric ? 0.5 : 1);
+        const int tasks = task_count(work, 4e5);
+        Product<T> product;
+        product.a = a;
+        product.b = b;
+        product.symmetric = symmetric;
+        product.epilogue = e;
+        const auto mark = arena_.mark();
+        // Operands are copied into panels only where reading them in place would be slow: columns
+        // that are not contiguous, or strides that exhaust the cache's associativity.
+        const bool pack_b = b.col_stride != 1 || n * depth > 128 * 256;
+        const bool pack_a = a.col_stride != 1 && (a.row_stride != 1 || m * depth > 96 * 96);
+        const int64_t a_panels = panels(m, kernels_.tile_rows), b_panels = panels(n, kernels_.tile_cols);
+        T* packed_a = pack_a ? allocate(a_panels * kernels_.tile_rows * depth) : nullptr;
+        T* packed_b = pack_b ? allocate(b_panels * kernels_.tile_cols * depth) : nullptr;
+        // Reading whole register tiles past the last row or column must stay inside the matrix.
+        const bool ragged_b = !pack_b && n % kernels_.tile_cols != 0;
+        const bool ragged_a = !pack_a && m % kernels_.tile_rows != 0;
+        T* tail_a = ragged_a ? allocate(kernels_.tile_rows * depth) : nullptr;
+        T* tail_b = ragged_b ? allocate(kernels_.tile_cols * depth) : nullptr;
+        if (ragged_a) kernels_.pack_a(rows_from(a, a_panels - 1), 0, 1, tail_a);
+        if (ragged_b) kernels_.pack_b(cols_from(b, b_panels - 1), 0, 1, tail_b);
+        if (pack_a || pack_b) {
+            parallel_.for_each(tasks, [&](int t) {
+                if (pack_b) kernels_.pack_b(b, part(b_panels, t, tasks), part(b_panels, t + 1, tasks), packed_b);
+                if (pack_a) kernels_.pack_a(a, part(a_panels, t, tasks), part(a_panels, t + 1, tasks), packed_a);
+            });
+            product.packed_a = packed_a;
+            product.packed_b = packed_b;
+        }
+        product.tail_a = tail_a;
+        product.tail_b = tail_b;
+        if (symmetric || a_panels >= 2 * tasks) {
+            parallel_.for_each(tasks, [&](int t) {
+                kernels_.product(product, row_part(m, t, tasks, symmetric),
+                                 row_part(m, t + 1, tasks, symmetric), 0, n);
+            });
+        } else {
+            parallel_.for_each(tasks, [&](int t) {
+                const int64_t w = kernels_.tile_cols;
+                kernels_.product(product, 0, m, std::min(n, part(b_panels, t, tasks) * w),
+                                 std::min(n, part(b_panels, t + 1, tasks) * w));
+            });
+        }
+        arena_.release(mark);
+    }
+
+    void matvec(const T* a, int64_t rows, int64_t cols, const T* x, T* y) {
+        const int tasks = task_count(double(rows) * double(cols), 1.5e5);
+        parallel_.for_each(tasks, [&](int t) {
+            kernels_.matvec(a, cols, x, part(rows, t, tasks), part(rows, t + 1, tasks), y);
+        });
+    }
+
+    // t = A v and s = Aᵀ t in one reading of A.
+    void sweep(View<const T> a, const T* v, T* t, T* s) {
+        const int tasks = task_count(double(a.rows) * double(a.cols), 1e5);
+        const auto mark = arena_.mark();
+        T* partial = tasks > 1 ? allocate(tasks * a.cols) : s;
+        parallel_.for_each(tasks, [&](int i) {
+            T* sum = s ? partial + i * a.cols : nullptr;
+            if (sum) std::fill(sum, sum + a.cols, T(0));
+            kernels_.sweep(a.data, a.cols, a.row_stride, v, part(a.rows, i, tasks),
+                           part(a.rows, i + 1, tasks), t, sum);
+        });
+        if (s && tasks > 1) {
+            std::copy(partial, partial + a.cols, s);
+            for (int i = 1; i < tasks; ++i)
+                kernels_.axpby(a.cols, T(1), s, T(1), partial + i * a.cols, s);
+        }
+        arena_.release(mark);
+    }
+
+    // v = Aᵀu
+    void product_of_transpose(View<const T> a, const T* u, T* v) {
+        std::fill(v, v + a.cols, T(0));
+        for (int64_t i = 0; i < a.rows; ++i)
+            kernels_.axpby(a.cols, u[i], a.data + i * a.row_stride, T(1), v, v);
+    }
+    // v = Aᵀu / ‖Aᵀu‖; where that vanishes, a vector of equal components.
+    void normalized_product_of_transpose(View<const T> a, const T* u, T* v, double eps) {
+        product_of_transpose(a, u, v);
+        const double norm = std::sqrt(dot(a.cols, v, v));
+        if (norm > eps)
+            axpby(a.cols, T(1 / norm), v, T(0), nullptr, v);
+        else
+            fill(v, a.cols, T(1 / std::sqrt(double(a.cols))));
+    }
+
+    double dot(int64_t n, const T* x, const T* y) {
+        return reduce(n, [&](int64_t begin, int64_t end) {
+            return kernels_.dot(end - begin, x + begin, y + begin);
+        });
+    }
+
+    // For vectors too short to share out.
+    double short_dot(int64_t n, const T* x, const T* y) { return kernels_.dot(n, x, y); }
+
+    // The squared distance of two vectors.
+    double distance(int64_t n, const T* x, const T* y) {
+        return reduce(n, [&](int64_t begin, int64_t end) {
+            return kernels_.distance(end - begin, x + begin, y + begin);
+        });
+    }
+
+    void axpby(int64_t n, T a, const T* x, T b, const T* y, T* out) {
+        const int tasks = task_count(double(n), 1e5);
+        parallel_.for_each(tasks, [&](int t) {
+            const int64_t begin = part(n, t, tasks), end = part(n, t + 1, tasks);
+            kernels_.axpby(end - begin, a, x + begin, b, y ? y + begin : nullptr, out + begin);
+        });
+    }
+
+    // out = a X + d I
+    void combine(T a, const T* x, int64_t n, T d, T* out) {
+        axpby(n * n, a, x, T(0), nullptr, out);
+        add_diagonal(out, n, d);
+    }
+
+    void add_diagonal(T* x, int64_t n, T d) {
+        for (int64_t i = 0; i < n; ++i) x[i * n + i] += d;
+    }
+
+    void fill(T* x, int64_t n, T value) { std::fill(x, x + n, value); }
+
+    // The largest magnitude; NaN if there is one.
+    double largest(const T* x, int64_t n) {
+        const double squares = dot(n, x, x);
+        // The squares' sum is all that is needed unless it left the range of T.
+        if (std::isfinite(squares) && squares > 1e-12 && squares < 1e12) return std::sqrt(squares);
+        double most = 0;
+        for (int64_t i = 0; i < n; ++i) {
+            if (x[i] != x[i]) return double(x[i]);
+            most = std::max(most, std::fabs(double(x[i])));
+        }
+        return most;
+    }
+
+    double distance_from_identity(const T* a, int64_t n, T c) {
+        const int tasks = task_count(double(n) * double(n), 1e5);
+        double partial[max_tasks];
+        parallel_.for_each(tasks, [&](int t) {
+            partial[t] = kernels_.distance_from_identity(a, n, c, part(n, t, tasks), part(n, t + 1, tasks));
+        });
+        return sum(partial, tasks);
+    }
+
+    double skew(const T* a, int64_t n, T* out) {
+        return over_lower_half(n, [&](int64_t begin, int64_t end) {
+            return kernels_.skew(a, n, begin, end, out);
+        });
+    }
+
+    double skew_step(const T* p, const T* c, T fd, T fr, T* d, T* k, int64_t n) {
+        return over_lower_half(n, [&](int64_t begin, int64_t end) {
+            return kernels_.skew_step(p, c, fd, fr, d, k, n, begin, end);
+        });
+    }
+
+    void symmetrize(const T* a, T alpha, int64_t n, T* out) {
+        over_lower_half(n, [&](int64_t begin, int64_t end) {
+            kernels_.symmetrize(a, alpha, n, begin, end, out);
+            return 0.0;
+        });
+    }
+
+    void rank_one_update(const T* a, T alpha, T beta, const T* u, const T* v, int64_t rows,
+                         int64_t cols, T* out) {
+        const int tasks = task_count(double(rows) * double(cols), 1e5);
+        parallel_.for_each(tasks, [&](int t) {
+            kernels_.rank_one_update(a, alpha, beta, u, v, cols, part(rows, t, tasks),
+                                     part(rows, t + 1, tasks), out);
+        });
+    }
+
+    // A contiguous copy of a strided matrix.
+    void gather(View<const T> a, T* out) {
+        const int tasks = task_count(double(a.rows) * double(a.cols), 1e5);
+        parallel_.for_each(tasks, [&](int t) {
+            kernels_.gather(a, part(a.rows, t, tasks), part(a.rows, t + 1, tasks), out);
+        });
+    }
+
+    // Signs of a fixed pseudo-random sequence: no structured matrix is orthogonal to it.
+    void fill_start_vector(T* v, int64_t n) {
+        uint32_t state = 0x9e3779b9u;
+        const T scale = T(1 / std::sqrt(double(n)));
+        for (int64_t i = 0; i < n; ++i) {
+            state = state * 1664525u + 1013904223u;
+            v[i] = (state >> 31) ? scale : -scale;
+        }
+    }
+
+private:
+    static constexpr int max_tasks = 64;
+
+    int task_count(double work, double work_a_task) const {
+        if (parallel_.threads <= 1) return 1;
+        return int(std::min({double(parallel_.threads), double(max_tasks),
+                             std::max(1.0, work / work_a_task)}));
+    }
+    static int64_t panels(int64_t n, int64_t width) { return (n + width - 1) / width; }
+    static int64_t part(int64_t n, int t, int tasks) { return n * t / tasks; }
+    // Row boundaries on multiples of 16 (whole tiles and whole vectors), of equal area.
+    int64_t row_part(int64_t n, int t, int tasks, bool triangle) const {
+        if (t == tasks) return n;
+        const double share = triangle ? std::sqrt(double(t) / tasks) : double(t) / tasks;
+        const int64_t step = 16 * int64_t(kernels_.tile_rows == 6 ? 3 : 1);
+        return std::min(n, int64_t(share * double(n) / double(step) + 0.5) * step);
+    }
+    View<const T> rows_from(View<const T> a, int64_t panel) const {
+        const int64_t i = panel * kernels_.tile_rows;
+        return {a.data + i * a.row_stride, a.rows - i, a.cols, a.row_stride, a.col_stride};
+    }
+    View<const T> cols_from(View<const T> b, int64_t panel) const {
+        const int64_t j = panel * kernels_.tile_cols;
+        return {b.data + j * b.col_stride, b.rows, b.cols - j, b.row_stride, b.col_stride};
+    }
+
+    static double sum(const double* partial, int count) {
+        double total = 0;
+        for (int i = 0; i < count; ++i) total += partial[i];
+        return total;
+    }
+    template <class F>
+    double reduce(int64_t n, F f) {
+        const int tasks = task_count(double(n), 1e5);
+        double partial[max_tasks];
+        parallel_.for_each(tasks, [&](int t) { partial[t] = f(part(n, t, tasks), part(n, t + 1, tasks)); });
+        return sum(partial, tasks);
+    }
+    template <class F>
+    double over_lower_half(int64_t n, F f) {
+        const int tasks = task_count(double(n) * double(n) * 0.5, 5e4);
+        double partial[max_tasks];
+        parallel_.for_each(tasks, [&](int t) {
+            partial[t] = f(row_part(n, t, tasks, true), row_part(n, t + 1, tasks, true));
+        });
+        return sum(partial, tasks);
+    }
+
+    const Kernels<T>& kernels_;
+    Parallel parallel_;
+    Arena& arena_;
+};
+
+}  // namespace lipfuse::cpu

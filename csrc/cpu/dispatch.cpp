@@ -1,0 +1,107 @@
+// Picks the kernels for this processor. Compiled without any wide flag.
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "kernels.h"
+
+namespace lipfuse::cpu {
+
+#define LIPFUSE_DECLARE(set)                       \
+    namespace set {                                \
+    extern const Kernels<float> float_kernels;     \
+    extern const Kernels<double> double_kernels;   \
+    }
+LIPFUSE_DECLARE(generic)
+#ifdef LIPFUSE_X86
+LIPFUSE_DECLARE(avx2)
+LIPFUSE_DECLARE(avx512)
+#endif
+
+namespace {
+
+struct Entry {
+    const char* name;
+    const Kernels<float>* float_kernels;
+    const Kernels<double>* double_kernels;
+};
+
+const Entry entries[] = {
+    {"generic", &generic::float_kernels, &generic::double_kernels},
+#ifdef LIPFUSE_X86
+    {"avx2", &avx2::float_kernels, &avx2::double_kernels},
+    {"avx512", &avx512::float_kernels, &avx512::double_kernels},
+#endif
+};
+
+bool has(InstructionSet set) {
+    switch (set) {
+#ifdef LIPFUSE_X86
+        case InstructionSet::avx2:
+            return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+        case InstructionSet::avx512:
+            return has(InstructionSet::avx2) && __builtin_cpu_supports("avx512f") &&
+                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                   __builtin_cpu_supports("avx512bw");
+#endif
+        case InstructionSet::generic:
+            return true;
+        default:
+            return false;
+    }
+}
+
+InstructionSet parse(const char* name) {
+    InstructionSet sets[3];
+    const int count = available_instruction_sets(sets);
+    std::string allowed;
+    for (int i = 0; i < count; ++i) {
+        if (!std::strcmp(name, name_of(sets[i]))) return sets[i];
+        allowed += std::string(i ? ", " : "") + name_of(sets[i]);
+    }
+    throw std::invalid_argument("lipfuse: instruction set '" + std::string(name) +
+                                "' is not available here; choose from: " + allowed);
+}
+
+// Set by LIPFUSE_ISA, else the best. -1: not decided yet.
+std::atomic<int> current{-1};
+
+}  // namespace
+
+const char* name_of(InstructionSet set) { return entries[static_cast<int>(set)].name; }
+
+int available_instruction_sets(InstructionSet out[3]) {
+    int count = 0;
+    for (int i = 0; i < int(sizeof entries / sizeof *entries); ++i)
+        if (has(static_cast<InstructionSet>(i))) out[count++] = static_cast<InstructionSet>(i);
+    return count;
+}
+
+InstructionSet selected_instruction_set() {
+    int set = current.load(std::memory_order_relaxed);
+    if (set < 0) {
+        InstructionSet sets[3];
+        const int count = available_instruction_sets(sets);
+        const char* wanted = std::getenv("LIPFUSE_ISA");
+        set = static_cast<int>(wanted && *wanted ? parse(wanted) : sets[count - 1]);
+        current.store(set, std::memory_order_relaxed);
+    }
+    return static_cast<InstructionSet>(set);
+}
+
+void select_instruction_set(const char* name) {
+    current.store(static_cast<int>(parse(name)), std::memory_order_relaxed);
+}
+
+template <>
+LIPFUSE_EXPORT const Kernels<float>& kernels<float>() {
+    return *entries[static_cast<int>(selected_instruction_set())].float_kernels;
+}
+template <>
+LIPFUSE_EXPORT const Kernels<double>& kernels<double>() {
+    return *entries[static_cast<int>(selected_instruction_set())].double_kernels;
+}
+
+}  // namespace lipfuse::cpu

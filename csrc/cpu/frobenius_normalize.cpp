@@ -1,0 +1,60 @@
+#include "operators.h"
+
+namespace lipfuse::cpu {
+namespace {
+
+// Every row of (..., n) is divided by its Euclidean norm; rows below eps by eps, so that a zero row
+// stays zero.
+std::tuple<Tensor, Tensor> frobenius_normalize(const Tensor& weight, double eps, double scale) {
+    STD_TORCH_CHECK(weight.dim() >= 1, "lipfuse: expected a tensor of at least 1 dimension");
+    const Tensor w = packed(weight);
+    const int64_t n = w.size(w.dim() - 1), rows = n ? w.numel() / n : 0;
+    Tensor out = make(w, sizes_of(w));
+    Tensor norm = make(w, batch_sizes(w, {}, 1));
+    by_dtype(w, [&](auto zero) {
+        using T = decltype(zero);
+        const Parallel inside = rows == 1 ? torch_threads() : Parallel{};
+        const Parallel across = rows == 1 || rows * n < 100000 ? Parallel{} : torch_threads();
+        const int tasks = static_cast<int>(std::min<int64_t>(across.threads, rows));
+        across.for_each(tasks, [&](int t) {
+            Backend<T> backend(inside);
+            for (int64_t r = rows * t / tasks; r < rows * (t + 1) / tasks; ++r) {
+                const T* in = data<T>(w) + r * n;
+                const double size = std::sqrt(backend.dot(n, in, in));
+                data<T>(norm)[r] = T(size);
+                backend.axpby(n, T(scale / (size < eps ? eps : size)), in, T(0), nullptr,
+                              data<T>(out) + r * n);
+            }
+        });
+    });
+    return {out, norm};
+}
+
+// (c G - <G, Ŵ> Ŵ / c) / ‖W‖
+Tensor frobenius_normalize_backward(const Tensor& grad, const Tensor& normalized, const Tensor& norm,
+                                    double eps, double scale) {
+    const Tensor g = packed(grad), w = packed(normalized), size = packed(norm);
+    const int64_t n = g.size(g.dim() - 1), rows = n ? g.numel() / n : 0;
+    Tensor out = make(g, sizes_of(g));
+    by_dtype(g, [&](auto zero) {
+        using T = decltype(zero);
+        Backend<T> backend(rows == 1 ? torch_threads() : Parallel{});
+        for (int64_t r = 0; r < rows; ++r) {
+            const T* gi = data<T>(g) + r * n;
+            const T* wi = data<T>(w) + r * n;
+            const double s = double(data<T>(size)[r]);
+            const double along = s < eps ? 0.0 : -backend.dot(n, gi, wi) / (scale * s);
+            backend.axpby(n, T(scale / (s < eps ? eps : s)), gi, T(along), wi, data<T>(out) + r * n);
+        }
+    });
+    return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(lipfuse, CPU, m) {
+    m.impl("frobenius_normalize", TORCH_BOX(&frobenius_normalize));
+    m.impl("frobenius_normalize_backward", TORCH_BOX(&frobenius_normalize_backward));
+}
+
+}  // namespace lipfuse::cpu

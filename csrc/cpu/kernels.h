@@ -1,0 +1,101 @@
+// The table of CPU kernels. One body (kernels.inl) is compiled once an instruction set; each build
+// fills such a table, and dispatch.cpp picks one at run time. Nothing here knows of torch.
+#pragma once
+
+#include <cstdint>
+
+#define LIPFUSE_EXPORT __attribute__((visibility("default")))
+
+namespace lipfuse::cpu {
+
+// A matrix in memory: element (i, j) stands at data[i * row_stride + j * col_stride].
+template <class T>
+struct View {
+    T* data;
+    int64_t rows, cols, row_stride, col_stride;
+
+    View transposed() const { return {data, cols, rows, col_stride, row_stride}; }
+    operator View<const T>() const { return {data, rows, cols, row_stride, col_stride}; }
+};
+
+// What happens to a product's accumulator on its way to memory, while it is still in registers:
+//   out[r] = acc[r] * (A B) + x0[r] * X0 + x1[r] * X1 + diagonal[r] * I,   r < outputs.
+// Outputs and X are row-major and contiguous (leading dimension = number of columns).
+// out[0] may be X0 or X1 itself: every element is read before it is written.
+template <class T>
+struct Epilogue {
+    int outputs = 1;
+    T* out[2] = {nullptr, nullptr};
+    const T* x[2] = {nullptr, nullptr};
+    T acc[2] = {1, 1};
+    T x0[2] = {0, 0};
+    T x1[2] = {0, 0};
+    T diagonal[2] = {0, 0};
+};
+
+template <class T>
+struct Product {
+    View<const T> a, b;
+    bool symmetric;  // the result is known to be symmetric: compute the lower half, mirror it
+    const T* packed_a = nullptr;
+    const T* packed_b = nullptr;
+    const T* tail_a = nullptr;  // the last panel, packed, where it is not a whole one and the
+    const T* tail_b = nullptr;  // operand is read in place
+    Epilogue<T> epilogue;
+};
+
+template <class T>
+struct Kernels {
+    int tile_rows, tile_cols;  // of the register tile; packed panels have these widths
+
+    // Panels of tile_rows rows (a) or tile_cols columns (b), k-major, zero-padded.
+    void (*pack_a)(const View<const T>& a, int64_t panel_begin, int64_t panel_end, T* packed);
+    void (*pack_b)(const View<const T>& b, int64_t panel_begin, int64_t panel_end, T* packed);
+    // Rows [row_begin, row_end) and columns [col_begin, col_end) of a product; tile-aligned begins.
+    // A symmetric product takes whole rows: columns up to the diagonal, then the mirror image.
+    void (*product)(const Product<T>& product, int64_t row_begin, int64_t row_end,
+                    int64_t col_begin, int64_t col_end);
+
+    double (*dot)(int64_t n, const T* x, const T* y);
+    // out = a * x + b * y; y may be null.
+    void (*axpby)(int64_t n, T a, const T* x, T b, const T* y, T* out);
+    // sum of (x - y)²
+    double (*distance)(int64_t n, const T* x, const T* y);
+    // sum over rows [row_begin, row_end) of (a - c I)^2, a row-major
+    double (*distance_from_identity)(const T* a, int64_t cols, T c, int64_t row_begin,
+                                     int64_t row_end);
+    // y[r] = <a_r, x> for the rows [row_begin, row_end) of a row-major matrix
+    void (*matvec)(const T* a, int64_t cols, const T* x, int64_t row_begin, int64_t row_end, T* y);
+    // One sweep over the rows r of a (row-major, `stride` apart): t[r] = <a_r, v> and
+    // s += t[r] * a_r while the row is in cache. s (length cols) must be set by the caller.
+    void (*sweep)(const T* a, int64_t cols, int64_t stride, const T* v, int64_t row_begin,
+                  int64_t row_end, T* t, T* s);
+    // Rows of out = alpha * a + beta * u vᵀ; a null means zero.
+    void (*rank_one_update)(const T* a, T alpha, T beta, const T* u, const T* v, int64_t cols,
+                            int64_t row_begin, int64_t row_end, T* out);
+    // One step of a three-term recurrence on a skew-symmetric matrix, in place, for the rows
+    // [row_begin, row_end) of the lower half and their mirror image:
+    //   r = c - (p - pᵀ);  d = fd * d + fr * r;  k += d;  returns the sum of r² over the whole.
+    double (*skew_step)(const T* p, const T* c, T fd, T fr, T* d, T* k, int64_t n,
+                        int64_t row_begin, int64_t row_end);
+    // Rows of the lower half: a <- a - aᵀ and its mirror image; returns the sum of squares.
+    double (*skew)(const T* a, int64_t n, int64_t row_begin, int64_t row_end, T* out);
+    // Rows of the lower half: out <- alpha (a + aᵀ) and its mirror image.
+    void (*symmetrize)(const T* a, T alpha, int64_t n, int64_t row_begin, int64_t row_end, T* out);
+    // Rows of out (row-major) copied from any strided view.
+    void (*gather)(const View<const T>& a, int64_t row_begin, int64_t row_end, T* out);
+};
+
+enum class InstructionSet { generic = 0, avx2 = 1, avx512 = 2 };
+
+template <class T>
+LIPFUSE_EXPORT const Kernels<T>& kernels();  // the set in use
+
+// Instruction sets that were compiled and that this processor has, best last.
+LIPFUSE_EXPORT int available_instruction_sets(InstructionSet out[3]);
+LIPFUSE_EXPORT InstructionSet selected_instruction_set();
+// Throws std::invalid_argument for a name that is unknown or not available here.
+LIPFUSE_EXPORT void select_instruction_set(const char* name);
+LIPFUSE_EXPORT const char* name_of(InstructionSet set);
+
+}  // namespace lipfuse::cpu

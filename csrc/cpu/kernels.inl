@@ -1,0 +1,39 @@
+// One body for every instruction set. The including file defines
+//   LIPFUSE_ISA            the namespace
+//   LIPFUSE_VECTOR_BYTES   the vector width
+//   LIPFUSE_TILE_ROWS, LIPFUSE_TILE_VECTORS   the register tile of a product
+#include "kernels.h"
+
+namespace lipfuse::cpu::LIPFUSE_ISA {
+#include "simd.inl"
+
+#include "product.inl"
+#include "vector.inl"
+
+template <class T>
+static constexpr Kernels<T> table() {
+    Kernels<T> t{};
+    t.tile_rows = Tile<T>::rows;
+    t.tile_cols = Tile<T>::cols;
+    t.pack_a = pack_a<T>;
+    t.pack_b = pack_b<T>;
+    t.product = product<T>;
+    t.dot = dot<T>;
+    t.axpby = axpby<T>;
+    t.distance = distance<T>;
+    t.distance_from_identity = distance_from_identity<T>;
+    t.matvec = matvec<T>;
+    t.sweep = sweep<T>;
+    t.rank_one_update = rank_one_update<T>;
+    t.skew_step = skew_step<T>;
+    t.skew = skew<T>;
+    t.symmetrize = symmetrize<T>;
+    t.gather = gather<T>;
+    return t;
+}
+
+extern const Kernels<float> float_kernels;
+extern const Kernels<double> double_kernels;
+const Kernels<float> float_kernels = table<float>();
+const Kernels<double> double_kernels = table<double>();
+}  // namespace lipfuse::cpu::LIPFUSE_ISA

@@ -1,0 +1,124 @@
+// What the CPU operators share: tensors to pointers, a batch to matrices, torch's thread pool.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "backend.h"
+
+namespace lipfuse::cpu {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Sizes = std::vector<int64_t>;
+
+inline void run_on_torch_threads(int tasks, void (*body)(void*, int), void* context) {
+    torch::stable::parallel_for(0, tasks, 1, [=](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) body(context, static_cast<int>(i));
+    });
+}
+
+inline Parallel torch_threads() {
+    const int threads = static_cast<int>(torch::stable::get_num_threads());
+    return threads > 1 ? Parallel{threads, run_on_torch_threads} : Parallel{};
+}
+
+// Sizes of a (..., rows, cols) tensor.
+struct Matrices {
+    int64_t batch, rows, cols;
+
+    explicit Matrices(const Tensor& t) : batch(1) {
+        STD_TORCH_CHECK(t.dim() >= 2, "lipfuse: expected a tensor of at least 2 dimensions, got ",
+                        t.dim());
+        for (int64_t i = 0; i < t.dim() - 2; ++i) batch *= t.size(i);
+        rows = t.size(t.dim() - 2);
+        cols = t.size(t.dim() - 1);
+    }
+    int64_t area() const { return rows * cols; }
+    int64_t small() const { return std::min(rows, cols); }
+    int64_t big() const { return std::max(rows, cols); }
+};
+
+inline Sizes sizes_of(const Tensor& t) {
+    return Sizes(t.sizes().begin(), t.sizes().end());
+}
+// The leading dimensions of t, then `last`.
+inline Sizes batch_sizes(const Tensor& t, std::initializer_list<int64_t> last, int64_t drop = 2) {
+    Sizes s(t.sizes().begin(), t.sizes().end() - drop);
+    s.insert(s.end(), last);
+    return s;
+}
+
+inline Tensor make(const Tensor& like, const Sizes& sizes) {
+    return torch::stable::new_empty(like, sizes);
+}
+inline Tensor make(const Tensor& like, const Sizes& sizes, ScalarType dtype) {
+    return torch::stable::new_empty(like, sizes, dtype);
+}
+inline Tensor packed(const Tensor& t) {
+    return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+// A copy that may be written to.
+inline Tensor copied(const Tensor& t) {
+    return torch::stable::clone(torch::stable::contiguous(t));
+}
+
+template <class T>
+T* data(const Tensor& t) {
+    return static_cast<T*>(t.data_ptr());
+}
+template <class T>
+T* data_or_null(const Tensor& t) {
+    return t.numel() ? static_cast<T*>(t.data_ptr()) : nullptr;
+}
+
+inline void check_same_dtype(const Tensor& a, const Tensor& b, const char* name) {
+    STD_TORCH_CHECK(a.scalar_type() == b.scalar_type(), "lipfuse: ", name,
+                    " must have the dtype of the weight");
+}
+inline void check_numel(const Tensor& t, int64_t expected, const char* name) {
+    STD_TORCH_CHECK(t.numel() == expected, "lipfuse: ", name, " must have ", expected,
+                    " elements, got ", t.numel());
+}
+
+// Calls f(T{}) with the element type.
+template <class F>
+void by_dtype(const Tensor& t, F f) {
+    switch (t.scalar_type()) {
+        case ScalarType::Float:
+            return f(float{});
+        case ScalarType::Double:
+            return f(double{});
+        default:
+            STD_TORCH_CHECK(false, "lipfuse: operators work in float32 or float64");
+    }
+}
+
+// Calls f(backend, index) for every matrix: side by side where there are several and they are
+// small, else one after the other with all threads inside each.
+template <class T, class F>
+void for_each_matrix(const Matrices& m, F f) {
+    const Parallel threads = torch_threads();
+    const double work = double(m.area()) * double(m.small());
+    if (m.batch > 1 && (m.batch >= threads.threads || work < 1e6)) {
+        const double total = work * double(m.batch);
+        const int tasks = static_cast<int>(std::min<double>(
+            double(std::min<int64_t>(threads.threads, m.batch)), std::max(1.0, total / 2e5)));
+        threads.for_each(tasks, [&](int t) {
+            Backend<T> backend;
+            for (int64_t i = m.batch * t / tasks; i < m.batch * (t + 1) / tasks; ++i) f(backend, i);
+        });
+        return;
+    }
+    Backend<T> backend(threads);
+    for (int64_t i = 0; i < m.batch; ++i) f(backend, i);
+}
+
+}  // namespace lipfuse::cpu

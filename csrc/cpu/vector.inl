@@ -1,0 +1,268 @@
+// Passes over vectors and over rows of a matrix.
+
+// Sums f(i) over i < n by vectors, f(i) being a vector of terms, and g(i) for what remains. Blocks
+// bound the rounding error of single precision sums; each block is added in double.
+template <class T, class F, class G>
+static inline double sum_of(int64_t n, F f, G g) {
+    constexpr int w = Simd<T>::width;
+    double total = 0;
+    int64_t i = 0;
+    while (n - i >= 4 * w) {
+        Vec<T> s0{}, s1{}, s2{}, s3{};
+        const int64_t end = least(n, i + 256 * w);
+        for (; i + 4 * w <= end; i += 4 * w) {
+            s0 += f(i);
+            s1 += f(i + w);
+            s2 += f(i + 2 * w);
+            s3 += f(i + 3 * w);
+        }
+        total += double(sum<T>((s0 + s1) + (s2 + s3)));
+    }
+    T rest = 0;
+    for (; i < n; ++i) rest += g(i);
+    return total + double(rest);
+}
+
+template <class T>
+static double dot(int64_t n, const T* x, const T* y) {
+    return sum_of<T>(
+        n, [=](int64_t i) { return load(x + i) * load(y + i); },
+        [=](int64_t i) { return x[i] * y[i]; });
+}
+
+template <class T>
+static double distance(int64_t n, const T* x, const T* y) {
+    return sum_of<T>(
+        n,
+        [=](int64_t i) {
+            const Vec<T> d = load(x + i) - load(y + i);
+            return d * d;
+        },
+        [=](int64_t i) { return (x[i] - y[i]) * (x[i] - y[i]); });
+}
+
+template <class T>
+static void axpby(int64_t n, T a, const T* x, T b, const T* y, T* out) {
+    constexpr int w = Simd<T>::width;
+    int64_t i = 0;
+    if (y) {
+        for (; i + w <= n; i += w) store(out + i, a * load(x + i) + b * load(y + i));
+        for (; i < n; ++i) out[i] = a * x[i] + b * y[i];
+    } else {
+        for (; i + w <= n; i += w) store(out + i, a * load(x + i));
+        for (; i < n; ++i) out[i] = a * x[i];
+    }
+}
+
+template <class T>
+static double distance_from_identity(const T* a, int64_t cols, T c, int64_t row_begin,
+                                     int64_t row_end) {
+    double total = 0;
+    for (int64_t r = row_begin; r < row_end; ++r) {
+        const T* row = a + r * cols;
+        // The diagonal element apart: subtracting its square from the sum would cancel.
+        total += dot(r, row, row) + dot(cols - r - 1, row + r + 1, row + r + 1);
+        const double d = double(row[r]) - double(c);
+        total += d * d;
+    }
+    return total;
+}
+
+template <class T>
+static void matvec(const T* a, int64_t cols, const T* x, int64_t row_begin, int64_t row_end,
+                   T* y) {
+    constexpr int w = Simd<T>::width;
+    int64_t r = row_begin;
+    for (; r + 4 <= row_end; r += 4) {
+        Vec<T> s[4] = {};
+        const T* p = a + r * cols;
+        int64_t j = 0;
+        for (; j + w <= cols; j += w) {
+            const Vec<T> v = load(x + j);
+#pragma GCC unroll 4
+            for (int q = 0; q < 4; ++q) s[q] += v * load(p + q * cols + j);
+        }
+        for (int q = 0; q < 4; ++q) {
+            T rest = sum<T>(s[q]);
+            for (int64_t i = j; i < cols; ++i) rest += p[q * cols + i] * x[i];
+            y[r + q] = rest;
+        }
+    }
+    for (; r < row_end; ++r) y[r] = T(dot(cols, a + r * cols, x));
+}
+
+template <class T>
+static void sweep(const T* a, int64_t cols, int64_t stride, const T* v, int64_t row_begin,
+                  int64_t row_end, T* t, T* s) {
+    constexpr int w = Simd<T>::width;
+    int64_t r = row_begin;
+    // Four rows at a time share the loads of v and of s.
+    for (; r + 4 <= row_end; r += 4) {
+        const T* p = a + r * stride;
+        Vec<T> d[4] = {};
+        int64_t j = 0;
+        for (; j + w <= cols; j += w) {
+            const Vec<T> x = load(v + j);
+#pragma GCC unroll 4
+            for (int q = 0; q < 4; ++q) d[q] += x * load(p + q * stride + j);
+        }
+        T c[4];
+        for (int q = 0; q < 4; ++q) {
+            T rest = sum<T>(d[q]);
+            for (int64_t i = j; i < cols; ++i) rest += p[q * stride + i] * v[i];
+            t[r + q] = c[q] = rest;
+        }
+        if (!s) continue;
+        for (j = 0; j + w <= cols; j += w) {
+            Vec<T> y = load(s + j);
+#pragma GCC unroll 4
+            for (int q = 0; q < 4; ++q) y += c[q] * load(p + q * stride + j);
+            store(s + j, y);
+        }
+        for (; j < cols; ++j)
+            for (int q = 0; q < 4; ++q) s[j] += c[q] * p[q * stride + j];
+    }
+    for (; r < row_end; ++r) {
+        const T* p = a + r * stride;
+        const T c = t[r] = T(dot(cols, p, v));
+        if (s) axpby(cols, c, p, T(1), s, s);
+    }
+}
+
+template <class T>
+static void rank_one_update(const T* a, T alpha, T beta, const T* u, const T* v, int64_t cols,
+                            int64_t row_begin, int64_t row_end, T* out) {
+    for (int64_t r = row_begin; r < row_end; ++r) {
+        const T c = beta * u[r];
+        if (a)
+            axpby(cols, alpha, a + r * cols, c, v, out + r * cols);
+        else
+            axpby(cols, c, v, T(0), static_cast<const T*>(nullptr), out + r * cols);
+    }
+}
+
+// Visits the strict lower half of rows [row_begin, row_end) in blocks of the vector width, each
+// with the transposed block above the diagonal; f(row, col, lower, upper) computes on a row of
+// the block, and blocks on the diagonal go element by element through g(row, col).
+template <class T, class F, class G>
+static inline void over_mirrored_blocks(const T* a, int64_t n, int64_t row_begin, int64_t row_end,
+                                        F f, G g) {
+    constexpr int w = Simd<T>::width;
+    int64_t i = row_begin;
+    for (; i < row_end; i += w) {
+        const int64_t rows = least(w, row_end - i);
+        int64_t j = 0;
+        if (rows == w) {
+            for (; j + w <= i; j += w) {
+                Vec<T> upper[w];
+#pragma GCC unroll 16
+                for (int l = 0; l < w; ++l) upper[l] = load(a + (j + l) * n + i);
+                transpose<T>(upper);
+                f(i, j, upper);
+            }
+        }
+        for (int64_t r = 0; r < rows; ++r)
+            for (int64_t c = j; c <= i + r; ++c) g(i + r, c);
+    }
+}
+
+// Stores a block of rows and, transposed and negated, its mirror image.
+template <class T>
+static inline void store_skew_block(Vec<T>* block, T* out, int64_t n, int64_t i, int64_t j) {
+    constexpr int w = Simd<T>::width;
+#pragma GCC unroll 16
+    for (int l = 0; l < w; ++l) store(out + (i + l) * n + j, block[l]);
+    transpose<T>(block);
+#pragma GCC unroll 16
+    for (int l = 0; l < w; ++l) store(out + (j + l) * n + i, -block[l]);
+}
+
+template <class T>
+static double skew(const T* a, int64_t n, int64_t row_begin, int64_t row_end, T* out) {
+    constexpr int w = Simd<T>::width;
+    double total = 0;
+    over_mirrored_blocks(
+        a, n, row_begin, row_end,
+        [&](int64_t i, int64_t j, Vec<T>* upper) {
+            Vec<T> block[w], square{};
+            for (int l = 0; l < w; ++l) {
+                block[l] = load(a + (i + l) * n + j) - upper[l];
+                square += block[l] * block[l];
+            }
+            total += double(sum<T>(square));
+            store_skew_block(block, out, n, i, j);
+        },
+        [&](int64_t r, int64_t c) {
+            const T x = a[r * n + c] - a[c * n + r];
+            out[r * n + c] = x;
+            out[c * n + r] = -x;
+            total += double(x) * double(x);
+        });
+    return 2 * total;
+}
+
+template <class T>
+static double skew_step(const T* p, const T* c, T fd, T fr, T* d, T* k, int64_t n,
+                        int64_t row_begin, int64_t row_end) {
+    constexpr int w = Simd<T>::width;
+    double total = 0;
+    over_mirrored_blocks(
+        p, n, row_begin, row_end,
+        [&](int64_t i, int64_t j, Vec<T>* upper) {
+            Vec<T> next[w], square{};
+            for (int l = 0; l < w; ++l) {
+                const int64_t at = (i + l) * n + j;
+                const Vec<T> r = load(c + at) - (load(p + at) - upper[l]);
+                square += r * r;
+                const Vec<T> step = fd * load(d + at) + fr * r;
+                store(d + at, step);
+                next[l] = load(k + at) + step;
+            }
+            total += double(sum<T>(square));
+            store_skew_block(next, k, n, i, j);
+        },
+        [&](int64_t i, int64_t j) {
+            const int64_t at = i * n + j;
+            const T r = c[at] - (p[at] - p[j * n + i]);
+            total += double(r) * double(r);
+            d[at] = fd * d[at] + fr * r;
+            const T x = k[at] + d[at];
+            k[at] = x;
+            k[j * n + i] = -x;
+        });
+    return 2 * total;
+}
+
+template <class T>
+static void symmetrize(const T* a, T alpha, int64_t n, int64_t row_begin, int64_t row_end,
+                       T* out) {
+    constexpr int w = Simd<T>::width;
+    over_mirrored_blocks(
+        a, n, row_begin, row_end,
+        [&](int64_t i, int64_t j, Vec<T>* upper) {
+            Vec<T> block[w];
+            for (int l = 0; l < w; ++l) {
+                block[l] = alpha * (load(a + (i + l) * n + j) + upper[l]);
+                store(out + (i + l) * n + j, block[l]);
+            }
+            transpose<T>(block);
+            for (int l = 0; l < w; ++l) store(out + (j + l) * n + i, block[l]);
+        },
+        [&](int64_t r, int64_t c) {
+            const T x = alpha * (a[r * n + c] + a[c * n + r]);
+            out[r * n + c] = x;
+            out[c * n + r] = x;
+        });
+}
+
+template <class T>
+static void gather(const View<const T>& a, int64_t row_begin, int64_t row_end, T* out) {
+    for (int64_t i = row_begin; i < row_end; ++i) {
+        const T* in = a.data + i * a.row_stride;
+        T* to = out + i * a.cols;
+        if (a.col_stride == 1)
+            axpby(a.cols, T(1), in, T(0), static_cast<const T*>(nullptr), to);
+        else
+            for (int64_t j = 0; j < a.cols; ++j) to[j] = in[j * a.col_stride];
+    }
+}

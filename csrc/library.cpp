@@ -1,0 +1,47 @@
+// Every operator of the library. Implementations: cpu/<name>.cpp, cuda/<name>.cu; algorithms:
+// algorithms/; Python side (fake version, autograd, autocast): src/lipfuse/ops/<name>.py.
+//
+// Operators are functional: they return new u and v and never change an argument. Weights are
+// (..., m, n), a batch of matrices, float32 or float64. `save` asks for what the backward needs.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(lipfuse, m) {
+    m.def(
+        "power_iteration(Tensor weight, Tensor u, Tensor? v, int n_iterations, float eps)"
+        " -> (Tensor sigma, Tensor u, Tensor v)");
+    m.def("power_iteration_backward(Tensor grad_sigma, Tensor u, Tensor v) -> Tensor");
+
+    m.def(
+        "spectral_normalize(Tensor weight, Tensor u, Tensor? v, int n_iterations, float eps,"
+        " float scale) -> (Tensor weight, Tensor sigma, Tensor u, Tensor v)");
+    m.def(
+        "spectral_normalize_backward(Tensor grad, Tensor? grad_sigma, Tensor normalized,"
+        " Tensor sigma, Tensor u, Tensor v, float eps, float scale) -> Tensor");
+
+    m.def(
+        "bjorck(Tensor weight, float beta, int max_iterations, float eps, bool save)"
+        " -> (Tensor weight, Tensor history, Tensor steps)");
+    m.def("bjorck_backward(Tensor grad, Tensor history, Tensor steps, float beta) -> Tensor");
+
+    m.def(
+        "spectral_bjorck(Tensor weight, Tensor u, Tensor? v, int n_iterations, float eps,"
+        " float beta, int max_iterations, float eps_bjorck, float scale, bool save)"
+        " -> (Tensor weight, Tensor sigma, Tensor u, Tensor v, Tensor history, Tensor steps)");
+    m.def(
+        "spectral_bjorck_backward(Tensor grad, Tensor sigma, Tensor u, Tensor v, Tensor history,"
+        " Tensor steps, float eps, float beta, float scale) -> Tensor");
+
+    m.def(
+        "orthogonalize(Tensor weight, float tol, float scale, bool save)"
+        " -> (Tensor weight, Tensor inverse_root, Tensor info)");
+    m.def(
+        "orthogonalize_backward(Tensor grad, Tensor weight, Tensor orthogonal, Tensor inverse_root,"
+        " Tensor info, float tol, float scale, bool tangent) -> Tensor");
+
+    m.def("frobenius_normalize(Tensor weight, float eps, float scale) -> (Tensor weight, Tensor norm)");
+    m.def(
+        "frobenius_normalize_backward(Tensor grad, Tensor normalized, Tensor norm, float eps,"
+        " float scale) -> Tensor");
+
+    m.def("spectral_bound(Tensor weight, int squarings) -> Tensor");
+}

@@ -1,0 +1,63 @@
+"""Loads the native libraries, once, and says what came of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+kernels: ModuleType | None = None
+"""The pybind11 module ``lipfuse._kernels``, or None where it was not built."""
+loaded = False
+"""Whether the native operators are registered."""
+reason = ""
+"""Why they are not; empty if they are."""
+
+
+def _library() -> Path | None:
+    for suffix in (".so", ".dylib", ".dll"):
+        path = Path(__file__).with_name("lipfuse_ops" + suffix)
+        if path.is_file():
+            return path
+    return None
+
+
+def _load() -> None:
+    global kernels, loaded, reason
+    wanted = os.environ.get("LIPFUSE_NATIVE", "auto")
+    if wanted == "skip":
+        reason = "LIPFUSE_NATIVE=skip"
+    elif (path := _library()) is None:
+        reason = "no native library was built (it takes a C++17 compiler, cmake and torch >= 2.11)"
+    else:
+        try:
+            torch.ops.load_library(str(path))
+            loaded = True
+        except (OSError, RuntimeError) as error:
+            reason = f"the native library does not load: {error}"
+    if loaded:
+        try:
+            from lipfuse import _kernels
+
+            kernels = _kernels
+        except ImportError:
+            # Built for another version of Python: the operators do not depend on it.
+            kernels = None
+    elif wanted != "skip":
+        warnings.warn(
+            f"lipfuse runs on plain torch, several times slower than its native operators: {reason}."
+            " Reinstall with LIPFUSE_NATIVE=require to see why the build fails, or set"
+            " LIPFUSE_NATIVE=skip to silence this warning.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    if wanted == "require" and not loaded:
+        sys.tracebacklimit = 0
+        raise ImportError(f"LIPFUSE_NATIVE=require, but {reason}")
+
+
+_load()

@@ -1,0 +1,20 @@
+"""The operators, one file each: typed calls, fake versions, gradients, autocast.
+
+Importing this package registers them under ``torch.ops.lipfuse``.
+"""
+
+from lipfuse.ops.bjorck import bjorck, spectral_bjorck
+from lipfuse.ops.frobenius_normalize import frobenius_normalize
+from lipfuse.ops.orthogonalize import orthogonalize
+from lipfuse.ops.power_iteration import power_iteration, spectral_normalize
+from lipfuse.ops.spectral_bound import spectral_bound
+
+__all__ = [
+    "bjorck",
+    "frobenius_normalize",
+    "orthogonalize",
+    "power_iteration",
+    "spectral_bjorck",
+    "spectral_bound",
+    "spectral_normalize",
+]

@@ -1,0 +1,117 @@
+"""Power iteration and spectral normalisation. Kernels: ``csrc/cpu/power_iteration.cpp``."""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+from lipfuse import reference
+from lipfuse.ops._define import define, differentiable, once_differentiable
+
+# ---- sigma ---------------------------------------------------------------------------------------
+
+
+def _fake_power(
+    weight: Tensor, u: Tensor, v: Optional[Tensor], n_iterations: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    *batch, m, n = weight.shape
+    return weight.new_empty(batch), weight.new_empty((*batch, m)), weight.new_empty((*batch, n))
+
+
+def _fake_outer(grad_sigma: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    return u.new_empty((*u.shape, v.shape[-1]))
+
+
+_power = define("power_iteration", _fake_power)
+_power_backward = define("power_iteration_backward", _fake_outer)
+
+
+def _setup_power(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(output[1], output[2])
+
+
+def _backward_power(ctx: Any, grad_sigma: Optional[Tensor], *_: Any) -> tuple[Any, ...]:
+    u, v = ctx.saved_tensors
+    grad = None
+    if grad_sigma is not None:
+        again = torch.is_grad_enabled()  # linear in grad_sigma: the plain formula differentiates
+        grad = (reference.power_iteration_backward if again else _power_backward)(grad_sigma, u, v)
+    return grad, None, None, None, None
+
+
+_power_call = differentiable(_power, _setup_power, _backward_power, auxiliary=(1, 2))
+
+
+def power_iteration(
+    weight: Tensor, u: Tensor, v: Optional[Tensor], n_iterations: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``(sigma, u, v)``; sigma is differentiable with u and v held constant."""
+    sigma, u, v = _power_call(weight, u, v, n_iterations, eps)
+    return sigma, u, v
+
+
+# ---- W / sigma -----------------------------------------------------------------------------------
+
+
+def _fake_normalize(
+    weight: Tensor, u: Tensor, v: Optional[Tensor], n_iterations: int, eps: float, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *batch, m, n = weight.shape
+    return (
+        weight.new_empty(weight.shape),
+        weight.new_empty(batch),
+        weight.new_empty((*batch, m)),
+        weight.new_empty((*batch, n)),
+    )
+
+
+def _fake_normalize_backward(
+    grad: Tensor,
+    grad_sigma: Optional[Tensor],
+    normalized: Tensor,
+    sigma: Tensor,
+    u: Tensor,
+    v: Tensor,
+    eps: float,
+    scale: float,
+) -> Tensor:
+    return grad.new_empty(grad.shape)
+
+
+_normalize = define("spectral_normalize", _fake_normalize)
+_normalize_backward = define("spectral_normalize_backward", _fake_normalize_backward)
+
+
+def _setup_normalize(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*output)
+    ctx.eps, ctx.scale = inputs[4], inputs[5]
+
+
+def _backward_normalize(
+    ctx: Any, grad: Optional[Tensor], grad_sigma: Optional[Tensor], *_: Any
+) -> tuple[Any, ...]:
+    normalized, sigma, u, v = ctx.saved_tensors
+    if grad is None:
+        grad = torch.zeros_like(normalized)
+    # The plain formula is differentiable in the gradients, in W and in sigma.
+    again = torch.is_grad_enabled()
+    function = reference.spectral_normalize_backward if again else _normalize_backward
+    out = function(grad, grad_sigma, normalized, sigma, u, v, ctx.eps, ctx.scale)
+    return out, None, None, None, None, None
+
+
+_normalize_call = differentiable(
+    _normalize, _setup_normalize, _backward_normalize, auxiliary=(2, 3)
+)
+once_differentiable(_power_backward)
+once_differentiable(_normalize_backward)
+
+
+def spectral_normalize(
+    weight: Tensor, u: Tensor, v: Optional[Tensor], n_iterations: int, eps: float, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``(scale * weight / sigma, sigma, u, v)``."""
+    out, sigma, u, v = _normalize_call(weight, u, v, n_iterations, eps, scale)
+    return out, sigma, u, v

@@ -1,0 +1,356 @@
+"""Every operator in plain torch: the oracle of the tests, and what runs where no native kernel does.
+
+The functions have the signatures of the operators in ``csrc/library.cpp``; the operators' schemas
+are inferred from these type hints where the native library is missing. They are written to be read
+against the papers, not to be fast. Matrices are ``(..., m, n)``, float32 or float64.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "bjorck",
+    "bjorck_backward",
+    "frobenius_normalize",
+    "frobenius_normalize_backward",
+    "largest_use",
+    "orthogonalize",
+    "orthogonalize_backward",
+    "power_iteration",
+    "power_iteration_backward",
+    "spectral_bjorck",
+    "spectral_bjorck_backward",
+    "spectral_bound",
+    "spectral_normalize",
+    "spectral_normalize_backward",
+]
+
+
+def _outer(u: Tensor, v: Tensor) -> Tensor:
+    return u.unsqueeze(-1) * v.unsqueeze(-2)
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum((-2, -1))
+
+
+def _matvec(w: Tensor, x: Tensor) -> Tensor:
+    return (w @ x.unsqueeze(-1)).squeeze(-1)
+
+
+def _each(x: Tensor) -> Tensor:
+    """A scalar a matrix, ready to multiply matrices."""
+    return x[..., None, None]
+
+
+# ---- power iteration and spectral normalisation --------------------------------------------------
+
+
+def power_iteration(
+    weight: Tensor, u: Tensor, v: Optional[Tensor], n_iterations: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``u <- Wv/|Wv|, v <- Wᵀu/|Wᵀu|``; sigma = uᵀWv. Products that vanish leave u, v alone."""
+    u = u.clone(memory_format=torch.contiguous_format)
+    if v is None:
+        v = _matvec(weight.mT, u)
+        norm = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+        even = torch.full_like(v, 1 / math.sqrt(max(1, v.shape[-1])))
+        v = torch.where(norm > eps, v / norm.clamp_min(eps), even)
+    else:
+        v = v.clone(memory_format=torch.contiguous_format)
+    if n_iterations == 0:
+        return (u * _matvec(weight, v)).sum(-1), u, v
+    sigma = u.new_zeros(u.shape[:-1])
+    stopped = torch.zeros(u.shape[:-1], dtype=torch.bool, device=u.device)
+    for _ in range(n_iterations):
+        t = _matvec(weight, v)
+        s = _matvec(weight.mT, t)
+        t_norm = torch.linalg.vector_norm(t, dim=-1)
+        s_norm = torch.linalg.vector_norm(s, dim=-1)
+        new = torch.where(t_norm > eps, s_norm / t_norm, t_norm)
+        sigma = torch.where(stopped, sigma, new)
+        stopped = stopped | ~((t_norm > eps) & (s_norm > 0) & torch.isfinite(new))
+        keep = stopped.unsqueeze(-1)
+        u = torch.where(keep, u, t / t_norm.unsqueeze(-1))
+        v = torch.where(keep, v, s / s_norm.unsqueeze(-1))
+    return sigma, u, v
+
+
+def power_iteration_backward(grad_sigma: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """d sigma / dW = u vᵀ."""
+    return _each(grad_sigma) * _outer(u, v)
+
+
+def spectral_normalize(
+    weight: Tensor, u: Tensor, v: Optional[Tensor], n_iterations: int, eps: float, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``scale W / sigma`` (Miyato et al., 2018)."""
+    sigma, u, v = power_iteration(weight, u, v, n_iterations, eps)
+    out = weight * _each(scale / sigma.clamp_min(eps))
+    return out.contiguous(), sigma, u, v
+
+
+def spectral_normalize_backward(
+    grad: Tensor,
+    grad_sigma: Optional[Tensor],
+    normalized: Tensor,
+    sigma: Tensor,
+    u: Tensor,
+    v: Tensor,
+    eps: float,
+    scale: float,
+) -> Tensor:
+    """``(c G - <G, Ŵ> u vᵀ) / sigma + g_sigma u vᵀ``."""
+    along = torch.where(sigma < eps, 0.0, -_inner(grad, normalized) / sigma.clamp_min(eps))
+    if grad_sigma is not None:
+        along = along + grad_sigma
+    return _each(scale / sigma.clamp_min(eps)) * grad + _each(along) * _outer(u, v)
+
+
+# ---- Björck --------------------------------------------------------------------------------------
+
+
+def _gram(w: Tensor) -> Tensor:
+    return w.mT @ w if w.shape[-2] >= w.shape[-1] else w @ w.mT
+
+
+def _times(w: Tensor, s: Tensor) -> Tensor:
+    """W times a matrix of its smaller side, whichever that is."""
+    return w @ s if w.shape[-2] >= w.shape[-1] else s @ w
+
+
+def bjorck(
+    weight: Tensor, beta: float, max_iterations: int, eps: float, save: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``W <- (1 + beta) W - beta W WᵀW`` until a step is shorter than ``eps`` (Björck & Bowie)."""
+    w = weight.clone(memory_format=torch.contiguous_format)
+    batch = w.shape[:-2]
+    steps = torch.zeros(batch, dtype=torch.int64, device=w.device)
+    running = torch.ones(batch, dtype=torch.bool, device=w.device)
+    history = w.new_zeros((*batch, max_iterations, *w.shape[-2:]) if save else (0,))
+    for k in range(max_iterations):
+        if save:
+            history[..., k, :, :] = w
+        new = (1 + beta) * w - beta * _times(w, _gram(w))
+        change = torch.linalg.vector_norm(new - w, dim=(-2, -1))
+        w = torch.where(_each(running), new, w)
+        steps = steps + running.to(steps.dtype)
+        running = running & ~(change < eps)
+    return w, history, steps
+
+
+def bjorck_backward(grad: Tensor, history: Tensor, steps: Tensor, beta: float) -> Tensor:
+    """Exact adjoint: ``G <- (1 + beta) G - beta (G WᵀW + W (GᵀW + WᵀG))``, last step first."""
+    g = grad.clone(memory_format=torch.contiguous_format)
+    batched = g.dim() + 1 == history.dim()
+    for k in range(history.shape[-3] - 1 if batched else -1, -1, -1):
+        w = history[..., k, :, :]
+        if w.shape[-2] >= w.shape[-1]:
+            new = g @ (w.mT @ w) + w @ (g.mT @ w + w.mT @ g)
+        else:
+            new = (w @ w.mT) @ g + (g @ w.mT + w @ g.mT) @ w
+        g = torch.where(_each(steps > k), (1 + beta) * g - beta * new, g)
+    return g
+
+
+def spectral_bjorck(
+    weight: Tensor,
+    u: Tensor,
+    v: Optional[Tensor],
+    n_iterations: int,
+    eps: float,
+    beta: float,
+    max_iterations: int,
+    eps_bjorck: float,
+    scale: float,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The chain of a layer: W / sigma, guarded against divergence, Björck, times ``scale``.
+
+    The second result holds sigma and the factor by which the guard shrank the weight, ``(..., 2)``.
+    """
+    sigma, u, v = power_iteration(weight, u, v, n_iterations, eps)
+    w = weight * _each(1 / sigma.clamp_min(eps))
+    bound = torch.linalg.matrix_norm(_gram(w), ord=2) if w.numel() else sigma
+    diverges = (bound > 0.98 * (1 + 1 / beta)) & torch.isfinite(bound)
+    shrink = torch.where(diverges, bound.clamp_min(1e-30).rsqrt(), torch.ones_like(bound))
+    q, history, steps = bjorck(w * _each(shrink), beta, max_iterations, eps_bjorck, save)
+    return q * scale, torch.stack((sigma, shrink), -1), u, v, history, steps
+
+
+def spectral_bjorck_backward(
+    grad: Tensor,
+    sigma: Tensor,
+    u: Tensor,
+    v: Tensor,
+    history: Tensor,
+    steps: Tensor,
+    eps: float,
+    beta: float,
+    scale: float,
+) -> Tensor:
+    g = bjorck_backward(grad * scale, history, steps, beta)
+    norm, shrink = sigma[..., 0], sigma[..., 1]
+    first = history[..., 0, :, :] if history.dim() == g.dim() + 1 else g
+    along = torch.where(norm < eps, 0.0, -_inner(g, first) / norm.clamp_min(eps))
+    return _each(shrink / norm.clamp_min(eps)) * g + _each(along) * _outer(u, v)
+
+
+# ---- the polar factor ----------------------------------------------------------------------------
+
+
+def orthogonalize(
+    weight: Tensor, tol: float, scale: float, save: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The polar factor U Vᵀ of W = U S Vᵀ, by singular value decomposition.
+
+    Singular values that rounding cannot tell from zero are left below one. ``info`` holds, in
+    float64: the smallest and largest singular value of W, ‖I - QᵀQ‖_F, an upper bound of the
+    largest singular value of Q, and the number of stages (0: none were needed).
+    """
+    m, n = weight.shape[-2:]
+    small = min(m, n)
+    if small == 0:
+        info = weight.new_zeros((*weight.shape[:-2], 5), dtype=torch.float64)
+        return weight.clone(), weight.new_zeros((0,)), info
+    finite = torch.isfinite(weight).all(-1).all(-1)
+    safe = torch.where(_each(finite), weight, torch.zeros_like(weight))
+    u, s, vh = torch.linalg.svd(safe, full_matrices=False)
+    largest = s[..., :1]
+    cut = 8 * torch.finfo(weight.dtype).eps * math.sqrt(small) * largest
+    kept = torch.where(s > cut, torch.ones_like(s), s / cut.clamp_min(1e-300 if s.dtype == torch.float64 else 1e-37))
+    kept = torch.where(largest > 0, kept, torch.zeros_like(kept))
+    q = (u * kept.unsqueeze(-2)) @ vh
+    q = torch.where(_each(finite), q, torch.full_like(q, math.nan))
+    root = weight.new_zeros((0,))
+    if save and m != n:
+        basis = vh.mT if m > n else u
+        root = (basis * (kept / torch.where(s > 0, s, torch.ones_like(s))).unsqueeze(-2)) @ basis.mT
+    residual = torch.linalg.vector_norm(1 - kept.double() ** 2, dim=-1)
+    info = torch.stack(
+        (
+            s[..., -1].double(),
+            s[..., 0].double(),
+            residual,
+            1 + small * torch.finfo(weight.dtype).eps * torch.ones_like(residual),
+            torch.zeros_like(residual),
+        ),
+        -1,
+    )
+    return (q * scale).contiguous(), root.contiguous(), info
+
+
+def orthogonalize_backward(
+    grad: Tensor,
+    weight: Tensor,
+    orthogonal: Tensor,
+    inverse_root: Tensor,
+    info: Tensor,
+    tol: float,
+    scale: float,
+    tangent: bool,
+) -> Tensor:
+    """With A = QᵀG and H = QᵀW: HK + KH = A - Aᵀ, then ``Q K + (G - Q A) H⁻¹``."""
+    m, n = weight.shape[-2:]
+    if m < n:
+        flipped = orthogonalize_backward(
+            grad.mT, weight.mT, orthogonal.mT, inverse_root, info, tol, scale, tangent
+        )
+        return flipped.mT.contiguous()
+    q, g = orthogonal / scale, grad * scale
+    a = q.mT @ g
+    skew = a - a.mT
+    if tangent:
+        return (q @ skew / 2 + (g - q @ a)).contiguous()
+    h = q.mT @ weight
+    h = (h + h.mT) / 2
+    values, basis = torch.linalg.eigh(h)
+    values = torch.maximum(values, 1e-3 * values.amax(-1, keepdim=True).clamp_min(0))
+    pairs = values.unsqueeze(-1) + values.unsqueeze(-2)
+    pairs = torch.where(pairs > 0, pairs, torch.full_like(pairs, math.inf))
+    k = basis @ ((basis.mT @ skew @ basis) / pairs) @ basis.mT
+    out = q @ k
+    if m != n:
+        out = out + (g - q @ a) @ inverse_root
+    return out.contiguous()
+
+
+# ---- Frobenius normalisation and bounds ----------------------------------------------------------
+
+
+def frobenius_normalize(weight: Tensor, eps: float, scale: float) -> tuple[Tensor, Tensor]:
+    """Rows of the last dimension divided by their Euclidean norm; zero rows stay zero."""
+    norm = torch.linalg.vector_norm(weight, dim=-1)
+    return (weight * (scale / norm.clamp_min(eps)).unsqueeze(-1)).contiguous(), norm
+
+
+def frobenius_normalize_backward(
+    grad: Tensor, normalized: Tensor, norm: Tensor, eps: float, scale: float
+) -> Tensor:
+    """``(c G - <G, Ŵ> Ŵ / c) / ‖W‖``."""
+    clamped = norm.clamp_min(eps)
+    along = torch.where(norm < eps, 0.0, -(grad * normalized).sum(-1) / (scale * clamped))
+    return (scale / clamped).unsqueeze(-1) * grad + along.unsqueeze(-1) * normalized
+
+
+def spectral_bound(weight: Tensor, squarings: int) -> Tensor:
+    """An upper bound of the spectral norm: here the norm itself, with a margin for rounding."""
+    if min(weight.shape[-2:]) == 0:
+        return weight.new_zeros(weight.shape[:-2])
+    margin = 1 + 4 * math.sqrt(min(weight.shape[-2:])) * torch.finfo(weight.dtype).eps
+    return torch.linalg.matrix_norm(weight, ord=2) * margin
+
+
+# ---- the convolution's corrective factor ---------------------------------------------------------
+
+
+def _pixel_at(p: int, n: int, mode: str) -> int:
+    if 0 <= p < n:
+        return p
+    if mode == "zeros":
+        return -1
+    if mode == "replicate":
+        return 0 if p < 0 else n - 1
+    if mode == "circular":
+        return p % n
+    if mode == "reflect":
+        if n == 1:
+            return 0
+        r = p % (2 * (n - 1))
+        return r if r < n else 2 * (n - 1) - r
+    r = p % (2 * n)
+    return r if r < n else 2 * n - 1 - r
+
+
+def _count_on(
+    n: int, kernel: int, stride: int, before: int, after: int, dilation: int, mode: str
+) -> int:
+    span, uses = dilation * (kernel - 1) + 1, [0] * n
+    for start in range(0, n + before + after - span + 1, stride):
+        for j in range(kernel):
+            pixel = _pixel_at(start + j * dilation - before, n, mode)
+            if pixel >= 0:
+                uses[pixel] += 1
+    return max(uses)
+
+
+def largest_use(
+    kernel: int, stride: int, before: int, after: int, dilation: int, mode: str, length: int = 0
+) -> int:
+    """How often a convolution uses one pixel of an axis at most; ``length`` 0: of any length."""
+    if length:
+        return _count_on(length, kernel, stride, before, after, dilation, mode)
+    span = dilation * (kernel - 1) + 1
+    reach = 2 * (span + before + after) + 2 * stride * dilation + 2
+    shortest = 1
+    if mode == "reflect":
+        shortest = max(before, after) + 1
+    elif mode in ("circular", "symmetric"):
+        shortest = max(1, before, after)
+    lengths = range(shortest, reach + shortest + 1)
+    return max(_count_on(n, kernel, stride, before, after, dilation, mode) for n in lengths)
