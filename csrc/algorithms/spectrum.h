@@ -1,8 +1,10 @@
 // The ends of the spectrum of a symmetric matrix, estimated by a few Lanczos steps.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <utility>
 
 namespace lipfuse {
 
@@ -24,60 +26,73 @@ inline int count_below(const double* a, const double* b, int k, double x) {
     return count;
 }
 
-inline double bisect(const double* a, const double* b, int k, double low, double high, int index) {
-    for (int i = 0; i < 20; ++i) {
-        const double mid = (low + high) / 2;
-        (count_below(a, b, k, mid) > index ? high : low) = mid;
-    }
-    return (low + high) / 2;
-}
-
 }  // namespace spectrum_detail
 
-// Both ends from `steps` Lanczos steps, widened by what such an estimate may miss. Deterministic:
-// the start vector is fixed. An estimate, not a bound: callers check what they built on it.
+// A tridiagonal matrix whose eigenvalues approximate those of S (Ritz values).
+struct Tridiagonal {
+    static constexpr int most = 24;
+    double diagonal[most] = {}, beside[most] = {};
+    int size = 0;
+
+    double eigenvalue(int index) const {
+        double low = diagonal[0], high = diagonal[0];
+        for (int i = 0; i < size; ++i) {
+            const double r = (i ? std::fabs(beside[i - 1]) : 0) + (i + 1 < size ? std::fabs(beside[i]) : 0);
+            low = std::fmin(low, diagonal[i] - r);
+            high = std::fmax(high, diagonal[i] + r);
+        }
+        for (int i = 0; i < 48 && high - low > 1e-7 * std::fmax(std::fabs(low), std::fabs(high)); ++i) {
+            const double mid = (low + high) / 2;
+            (spectrum_detail::count_below(diagonal, beside, size, mid) > index ? high : low) = mid;
+        }
+        return (low + high) / 2;
+    }
+};
+
+// Lanczos's process from a fixed start vector: deterministic.
 template <class Backend>
-Interval spectrum(Backend& backend, const typename Backend::Scalar* s, int64_t n, int steps) {
+Tridiagonal lanczos(Backend& backend, const typename Backend::Scalar* s, int64_t n, int steps) {
     using T = typename Backend::Scalar;
-    constexpr int most = 24;
-    if (steps > most) steps = most;
-    if (steps > n) steps = static_cast<int>(n);
+    Tridiagonal t;
+    steps = static_cast<int>(std::min<int64_t>({n, steps, Tridiagonal::most}));
     auto mark = backend.mark();
     T* v = backend.allocate(n);
     T* previous = backend.allocate(n);
     T* w = backend.allocate(n);
     backend.fill_start_vector(v, n);
-    double a[most] = {}, b[most] = {};
-    double beta = 0;
-    int k = 0;
-    for (; k < steps; ++k) {
+    while (t.size < steps) {
+        const int k = t.size++;
         backend.matvec(s, n, n, v, w);
-        a[k] = backend.dot(n, w, v);
-        // w <- w - a v - beta previous
-        backend.axpby(n, T(1), w, T(-a[k]), v, w);
-        if (k) backend.axpby(n, T(1), w, T(-beta), previous, w);
-        beta = std::sqrt(backend.dot(n, w, w));
-        b[k] = beta;
-        if (!(beta > 1e-6 * std::fabs(a[k])) || k + 1 == steps) {
-            ++k;
-            break;
-        }
-        backend.axpby(n, T(1 / beta), w, T(0), static_cast<const T*>(nullptr), previous);
+        const double a = t.diagonal[k] = backend.dot(n, w, v);
+        // w <- w - a v - b previous
+        backend.axpby(n, T(1), w, T(-a), v, w);
+        if (k) backend.axpby(n, T(1), w, T(-t.beside[k - 1]), previous, w);
+        const double b = t.beside[k] = std::sqrt(backend.dot(n, w, w));
+        if (!(b > 1e-6 * std::fabs(a))) break;
+        backend.axpby(n, T(1 / b), w, T(0), static_cast<const T*>(nullptr), previous);
         std::swap(v, previous);  // previous now holds the old v, v the new one
     }
     backend.release(mark);
-    double low = a[0], high = a[0];
-    for (int i = 0; i < k; ++i) {
-        const double r = (i ? std::fabs(b[i - 1]) : 0) + (i + 1 < k ? std::fabs(b[i]) : 0);
-        low = std::fmin(low, a[i] - r);
-        high = std::fmax(high, a[i] + r);
-    }
-    const double first = spectrum_detail::bisect(a, b, k, low, high, 0);
-    const double last = spectrum_detail::bisect(a, b, k, low, high, k - 1);
-    if (k == n) return {first, last};
+    return t;
+}
+
+// An estimate from below of the largest eigenvalue.
+template <class Backend>
+double largest_ritz_value(Backend& backend, const typename Backend::Scalar* s, int64_t n, int steps) {
+    const Tridiagonal t = lanczos(backend, s, n, steps);
+    return t.eigenvalue(t.size - 1);
+}
+
+// Both ends of the spectrum, widened by what so few steps may miss. An estimate, not a bound:
+// callers check what they built on it.
+template <class Backend>
+Interval spectrum(Backend& backend, const typename Backend::Scalar* s, int64_t n, int steps) {
+    const Tridiagonal t = lanczos(backend, s, n, steps);
+    const double first = t.eigenvalue(0), last = t.eigenvalue(t.size - 1);
+    if (t.size == n) return {first, last};
     // What remains outside shrinks with the number of steps. At a lower end near zero the margin
     // says nothing; a fraction of the estimate does.
-    const double margin = 0.35 / k * (last - first);
+    const double margin = 0.35 / t.size * (last - first);
     return {std::fmax(first - margin, 0.3 * first), last + margin};
 }
 

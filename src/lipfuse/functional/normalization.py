@@ -1,0 +1,333 @@
+r"""Normalisations of weights: spectral, Björck, polar factor, Frobenius.
+
+A weight is a matrix or a batch of matrices, ``(..., m, n)``. Half precision is normalised in
+float32 and cast back; float64 stays float64; under autocast everything runs in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Optional, Sequence, Union
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from .._checks import check_choice, check_in_range, check_positive, check_positive_int, check_tensor
+
+__all__ = [
+    "bjorck",
+    "frobenius_normalize",
+    "orthogonalize",
+    "power_iteration",
+    "spectral_bjorck",
+    "spectral_norm_bound",
+    "spectral_normalize",
+]
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def _check_weight(weight: Tensor, min_dim: int = 2) -> Tensor:
+    """The weight in the precision it is normalised in."""
+    check_tensor("weight", weight, min_dim=min_dim)
+    return weight.float() if weight.dtype in _HALF else weight
+
+
+def _check_vector(name: str, value: Optional[Tensor], weight: Tensor, size: int) -> Optional[Tensor]:
+    if value is None:
+        return None
+    check_tensor(name, value)
+    expected = (*weight.shape[:-2], size)
+    if tuple(value.shape) != expected:
+        raise ValueError(
+            f"{name} must have shape {expected} for a weight of shape {tuple(weight.shape)}, "
+            f"got {tuple(value.shape)}"
+        )
+    if value.device != weight.device:
+        raise ValueError(f"{name} must be on {weight.device} like the weight, got {value.device}")
+    return value.to(weight.dtype)
+
+
+def _check_vectors(
+    weight: Tensor, u: Tensor, v: Optional[Tensor], n_iterations: int, eps: float
+) -> tuple[Tensor, Optional[Tensor]]:
+    check_positive_int("n_iterations", n_iterations, minimum=0)
+    check_positive("eps", eps)
+    if u is None:
+        raise TypeError("u must be a tensor, got None")
+    left = _check_vector("u", u, weight, weight.shape[-2])
+    assert left is not None
+    return left, _check_vector("v", v, weight, weight.shape[-1])
+
+
+def power_iteration(
+    weight: Tensor,
+    u: Tensor,
+    v: Optional[Tensor] = None,
+    *,
+    n_iterations: int = 1,
+    eps: float = 1e-12,
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""The largest singular value by power iteration, one reading of the weight an iteration.
+
+    .. math::
+        v \leftarrow W^\top u / \|W^\top u\|, \qquad u \leftarrow W v / \|W v\|, \qquad
+        \sigma = u^\top W v
+
+    :math:`\sigma` approaches the spectral norm from below: it is an estimate, not a bound. Its
+    gradient holds u and v constant, :math:`\partial\sigma/\partial W = u v^\top`. A product that
+    vanishes or is not finite leaves u and v as they were.
+
+    Args:
+        weight: ``(..., m, n)``, floating point.
+        u: ``(..., m)``, the left vector to start from; not changed.
+        v: ``(..., n)``, the right vector to start from; made from ``u`` if missing.
+        n_iterations: how often; 0 evaluates sigma for the vectors given.
+        eps: products shorter than this count as zero.
+
+    Returns:
+        ``(sigma, u, v)`` of shapes ``(...)``, ``(..., m)``, ``(..., n)``; new tensors.
+
+    Raises:
+        TypeError, ValueError: for arguments of the wrong kind, shape, device or range.
+
+    Reference:
+        Miyato et al., "Spectral Normalization for GANs", arXiv 1802.05957, algorithm 1.
+    """
+    w = _check_weight(weight)
+    left, right = _check_vectors(w, u, v, n_iterations, eps)
+    sigma, left, right = ops.power_iteration(w, left, right, n_iterations, eps)
+    return sigma.to(weight.dtype), left.to(weight.dtype), right.to(weight.dtype)
+
+
+def spectral_normalize(
+    weight: Tensor,
+    u: Tensor,
+    v: Optional[Tensor] = None,
+    *,
+    n_iterations: int = 1,
+    eps: float = 1e-12,
+    scale: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    r"""The weight over its spectral norm, :math:`\hat W = c\, W / \sigma`, by power iteration.
+
+    The gradient with u and v held constant is :math:`(c\,G - \langle G, \hat W\rangle u v^\top) /
+    \sigma`, and can be differentiated again. Where sigma is below ``eps`` the divisor is ``eps``,
+    so that a zero weight stays zero.
+
+    Args:
+        weight, u, v, n_iterations, eps: as for :func:`power_iteration`.
+        scale: c, positive.
+
+    Returns:
+        ``(normalized, sigma, u, v)``; the first has the shape and dtype of ``weight``.
+
+    Raises:
+        TypeError, ValueError: for arguments of the wrong kind, shape, device or range.
+
+    Reference:
+        Miyato et al., "Spectral Normalization for GANs", arXiv 1802.05957, equations 8 to 12.
+    """
+    w = _check_weight(weight)
+    left, right = _check_vectors(w, u, v, n_iterations, eps)
+    check_positive("scale", scale)
+    out, sigma, left, right = ops.spectral_normalize(w, left, right, n_iterations, eps, scale)
+    dtype = weight.dtype
+    return out.to(dtype), sigma.to(dtype), left.to(dtype), right.to(dtype)
+
+
+def bjorck(
+    weight: Tensor, *, beta: float = 0.5, max_iterations: int = 15, eps: float = 1e-3
+) -> Tensor:
+    r"""Björck's orthonormalisation, :math:`W \leftarrow (1 + \beta) W - \beta W W^\top W`.
+
+    Stops once :math:`\|W_{k+1} - W_k\|_F` is below ``eps``. The gradient is the exact adjoint of
+    the iterations that ran. Converges to the polar factor for singular values in
+    :math:`(0, \sqrt{1 + 1/\beta})`; larger ones diverge: divide by the spectral norm first, or call
+    :func:`orthogonalize`, which takes any matrix.
+
+    Args:
+        weight: ``(..., m, n)``, floating point.
+        beta: step length, in (0, 0.5].
+        max_iterations: at most so many steps; 0 returns the weight.
+        eps: positive.
+
+    Returns:
+        A tensor of the shape and dtype of ``weight``.
+
+    Raises:
+        TypeError, ValueError: for arguments of the wrong kind, shape or range.
+
+    Reference:
+        Björck & Bowie, SIAM J. Numer. Anal. 8 (1971); Anil et al., arXiv 1811.05381, equation 5.
+    """
+    w = _check_weight(weight)
+    check_in_range("beta", beta, 0.0, 0.5, low_open=True)
+    check_positive_int("max_iterations", max_iterations, minimum=0)
+    check_positive("eps", eps)
+    out, _ = ops.bjorck(w, beta, max_iterations, eps)
+    return out.to(weight.dtype)
+
+
+def spectral_bjorck(
+    weight: Tensor,
+    u: Tensor,
+    v: Optional[Tensor] = None,
+    *,
+    n_iterations: int = 1,
+    eps: float = 1e-12,
+    beta: float = 0.5,
+    max_iterations: int = 15,
+    eps_bjorck: float = 1e-3,
+    scale: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Spectral normalisation, Björck's iteration and a scale as one operator.
+
+    The classic chain of a Lipschitz layer. An estimate of sigma that is too small for Björck to
+    converge is noticed by a rigorous bound, and the weight shrunk by it first.
+
+    Args:
+        weight, u, v, n_iterations, eps: as for :func:`power_iteration`.
+        beta, max_iterations, eps_bjorck: as for :func:`bjorck`.
+        scale: what the result is multiplied by (the convolution's factor times k), positive.
+
+    Returns:
+        ``(normalized, sigma, u, v)``; the first has the shape and dtype of ``weight``.
+
+    Raises:
+        TypeError, ValueError: for arguments of the wrong kind, shape, device or range.
+    """
+    w = _check_weight(weight)
+    left, right = _check_vectors(w, u, v, n_iterations, eps)
+    check_in_range("beta", beta, 0.0, 0.5, low_open=True)
+    check_positive_int("max_iterations", max_iterations, minimum=0)
+    check_positive("eps_bjorck", eps_bjorck)
+    check_positive("scale", scale)
+    out, sigma, left, right = ops.spectral_bjorck(
+        w, left, right, n_iterations, eps, beta, max_iterations, eps_bjorck, scale
+    )
+    dtype = weight.dtype
+    return out.to(dtype), sigma.to(dtype), left.to(dtype), right.to(dtype)
+
+
+def orthogonalize(
+    weight: Tensor,
+    *,
+    tol: float = 1e-4,
+    backward: Literal["exact", "tangent"] = "exact",
+    scale: float = 1.0,
+) -> Tensor:
+    r"""The polar factor :math:`Q = W (W^\top W)^{-1/2}`: orthonormal columns, or rows if m < n.
+
+    What Björck's iteration converges to, for every matrix and at any scale, from polynomials of the
+    Gram matrix that fit its spectrum. :math:`\|I - Q^\top Q\|_F \le` ``tol`` (or what rounding
+    leaves, about :math:`n\,\epsilon / 2`) is measured, not assumed; no singular value exceeds 1 by
+    more than 1e-5 and rounding. Singular values of W that rounding cannot tell from zero stay below
+    1; zero stays zero; NaN or infinity make the whole result NaN.
+
+    The exact gradient is that of the polar factor itself: with :math:`A = Q^\top G`,
+    :math:`H = Q^\top W` and K the solution of :math:`HK + KH = A - A^\top`,
+
+    .. math:: \bar W = Q K + (G - Q A) H^{-1}.
+
+    It is unbounded where a singular value tends to 0: those below a thousandth of the largest are
+    treated as that. The tangent gradient takes :math:`H = I`,
+    :math:`\bar W = Q (A - A^\top) / 2 + (G - Q A)`: the gradient projected to the tangent space of
+    the orthonormal matrices, exact where W is one. A second derivative is not available and says
+    so.
+
+    Args:
+        weight: ``(..., m, n)``, floating point.
+        tol: positive.
+        backward: ``"exact"`` or ``"tangent"``.
+        scale: what Q is multiplied by, positive.
+
+    Returns:
+        ``scale * Q``, of the shape and dtype of ``weight``.
+
+    Raises:
+        TypeError, ValueError: for arguments of the wrong kind, shape or range.
+
+    Reference:
+        Amsel et al., "The Polar Express", arXiv 2505.16932, for the polynomials.
+    """
+    w = _check_weight(weight)
+    check_positive("tol", tol)
+    check_choice("backward", backward, ("exact", "tangent"))
+    check_positive("scale", scale)
+    out, _ = ops.orthogonalize(w, tol, scale, backward == "tangent")
+    return out.to(weight.dtype)
+
+
+def frobenius_normalize(
+    weight: Tensor,
+    dim: Union[int, Sequence[int], None] = None,
+    *,
+    eps: float = 1e-12,
+    scale: float = 1.0,
+) -> Tensor:
+    r"""The weight over its Euclidean norm, :math:`c\, W / \|W\|_F`, as a whole or along dimensions.
+
+    Where the norm is below ``eps`` the divisor is ``eps``, so that zero stays zero.
+
+    Args:
+        weight: of any shape, floating point.
+        dim: the dimensions that make up one vector; all of them if None.
+        eps: positive.
+        scale: c, positive.
+
+    Returns:
+        A tensor of the shape and dtype of ``weight``. Can be differentiated twice.
+
+    Raises:
+        TypeError, ValueError: for arguments of the wrong kind or range.
+    """
+    w = _check_weight(weight, min_dim=1)
+    check_positive("eps", eps)
+    check_positive("scale", scale)
+    if dim is None:
+        dims = list(range(w.dim()))
+    else:
+        given = [dim] if isinstance(dim, int) else list(dim)
+        for d in given:
+            if isinstance(d, bool) or not isinstance(d, int):
+                raise TypeError(f"dim must be an int or a sequence of ints, got {dim!r}")
+            if not -w.dim() <= d < w.dim():
+                raise ValueError(f"dim must be in [{-w.dim()}, {w.dim() - 1}], got {dim!r}")
+        dims = sorted({d % w.dim() for d in given})
+        if not dims:
+            raise ValueError("dim must name at least one dimension, got none")
+    rest = [d for d in range(w.dim()) if d not in dims]
+    moved = w.permute(*rest, *dims)
+    kept = moved.shape[: len(rest)]
+    flat = moved.reshape(*kept, -1) if w.numel() else moved.reshape(*kept, 0)
+    out, _ = ops.frobenius_normalize(flat, eps, scale)
+    back = [0] * w.dim()
+    for position, d in enumerate([*rest, *dims]):
+        back[d] = position
+    return out.reshape(moved.shape).permute(*back).to(weight.dtype)
+
+
+def spectral_norm_bound(weight: Tensor, *, squarings: int = 10) -> Tensor:
+    r"""An upper bound of the largest singular value, never below it.
+
+    A Krylov estimate that a Cholesky factorisation proves, else Gram iteration,
+    :math:`\|(W^\top W)^{2^t}\|_F^{1/2^{t+1}}`, whichever is smaller. Rounding is included.
+
+    Args:
+        weight: ``(..., m, n)``, floating point.
+        squarings: t, at least 0.
+
+    Returns:
+        Bounds of shape ``(...)``, without a gradient; float32 for half precision.
+
+    Raises:
+        TypeError, ValueError: for arguments of the wrong kind, shape or range.
+
+    Reference:
+        Delattre et al., "Efficient Bound of Lipschitz Constant for Convolutional Layers by Gram
+        Iteration", ICML 2023.
+    """
+    w = _check_weight(weight)
+    check_positive_int("squarings", squarings, minimum=0)
+    return ops.spectral_bound(w, squarings)

@@ -1,0 +1,115 @@
+"""What layers with a normalised weight share."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal, Optional
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from .._checks import check_choice, check_positive
+from ..parametrizations import LipschitzWeight, as_matrices
+from .module import LipschitzModule
+
+DEFAULT_EPS_SPECTRAL = 1e-3
+DEFAULT_EPS_BJORCK = 1e-3
+
+
+def check_layer(
+    k_coef_lip: float,
+    eps_spectral: float,
+    eps_bjorck: Optional[float],
+    method: str,
+) -> None:
+    """The arguments that layers with a normalised weight share, before anything is built."""
+    check_positive("k_coef_lip", k_coef_lip)
+    check_positive("eps_spectral", eps_spectral)
+    if eps_bjorck is not None:
+        check_positive("eps_bjorck", eps_bjorck)
+    check_choice("method", method, ("polar", "bjorck"))
+
+
+def _rebuild(base: type[Any], state: dict[str, Any]) -> Any:
+    """A layer with a computed weight: an instance of the class that torch makes at run time."""
+    layer = base.__new__(base)
+    layer.__dict__.update(state)
+    parametrize._inject_new_class(layer)
+    for name in layer.parametrizations:
+        parametrize._inject_property(layer, name)
+    return layer
+
+
+class WeightedModule(LipschitzModule):
+    """A layer whose weight is normalised by one parametrization that also holds its scale."""
+
+    # What k is multiplied by: the convolution's corrective factor.
+    _factor: float = 1.0
+
+    def _normalise_weight(self, parametrization: nn.Module) -> None:
+        assert isinstance(self, nn.Module)
+        parametrize.register_parametrization(self, "weight", parametrization, unsafe=True)
+
+    def _draw(self, groups: int = 1) -> None:
+        """Orthogonal matrices, one a group, and a zero bias."""
+        layer: Any = self
+        computed = parametrize.is_parametrized(layer, "weight")
+        weight = layer.parametrizations.weight.original if computed else layer.weight
+        with torch.no_grad():
+            if weight.numel():
+                matrices = as_matrices(weight, groups)
+                for matrix in matrices if groups > 1 else [matrices]:
+                    # Half precision has no QR decomposition.
+                    full = torch.empty(matrix.shape, dtype=torch.float32, device=matrix.device)
+                    matrix.copy_(nn.init.orthogonal_(full))
+            if layer.bias is not None:
+                layer.bias.zero_()
+
+    @property
+    def _parametrization(self) -> Any:
+        return self.parametrizations.weight[0]  # type: ignore[attr-defined]
+
+    def _apply_k(self, k: float) -> None:
+        self._parametrization.scale = k * self._factor
+
+    # Parametrized modules of torch refuse to be pickled: their class is made at run time. Ours know
+    # how to make it again.
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if not parametrize.is_parametrized(self):  # type: ignore[arg-type]
+            return super().__reduce_ex__(protocol)
+        return _rebuild, (type(self).__bases__[0], self.__dict__)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        base = type(self)
+        parametrized = parametrize.is_parametrized(self)  # type: ignore[arg-type]
+        if parametrized:
+            base = base.__bases__[0]
+        new = base.__new__(base)
+        memo[id(self)] = new
+        state = copy.deepcopy(self.__dict__, memo)
+        if not parametrized:
+            new.__dict__.update(state)
+            return new
+        rebuilt = _rebuild(base, state)
+        memo[id(self)] = rebuilt
+        return rebuilt
+
+
+def lipschitz_weight(
+    weight: Tensor,
+    scale: float,
+    eps_spectral: float,
+    eps_bjorck: Optional[float],
+    method: Literal["polar", "bjorck"],
+    groups: int = 1,
+) -> LipschitzWeight:
+    """The parametrization of a spectral layer."""
+    return LipschitzWeight(
+        weight,
+        method="spectral" if eps_bjorck is None else method,
+        scale=scale,
+        groups=groups,
+        eps_spectral=eps_spectral,
+        eps_bjorck=DEFAULT_EPS_BJORCK if eps_bjorck is None else eps_bjorck,
+    )

@@ -1,0 +1,488 @@
+"""Modules for :mod:`torch.nn.utils.parametrize`, and functions that register and remove them.
+
+Each registrar takes a module and returns it, as those of ``torch.nn.utils.parametrizations`` do.
+The layers of :mod:`lipfuse.nn` use one fused module, :class:`LipschitzWeight`, instead of a chain.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Optional, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from . import ops
+from ._checks import check_bool, check_choice, check_in_range, check_positive, check_positive_int
+from .functional import convolution
+from .functional.normalization import (
+    _HALF,
+    bjorck,
+    frobenius_normalize,
+    orthogonalize,
+    spectral_normalize,
+)
+
+__all__ = [
+    "BjorckNorm",
+    "FrobeniusNorm",
+    "LConvNorm",
+    "LipschitzWeight",
+    "Orthogonal",
+    "SpectralNorm",
+    "bjorck_norm",
+    "frobenius_norm",
+    "lconv_norm",
+    "orthogonal",
+    "remove_bjorck_norm",
+    "remove_frobenius_norm",
+    "remove_lconv_norm",
+    "remove_orthogonal",
+    "remove_spectral_norm",
+    "spectral_norm",
+]
+
+_M = TypeVar("_M", bound=nn.Module)
+
+EVAL_TOL = 1e-7
+"""Accuracy of the polar factor outside training, where it is computed in float64."""
+
+
+def as_matrices(weight: Tensor, groups: int = 1) -> Tensor:
+    """A weight ``(out, in / groups, k...)`` as matrices ``(groups, out / groups, rest)``, or one."""
+    if groups == 1:
+        return weight if weight.dim() == 2 else weight.flatten(1)
+    return weight.reshape(groups, weight.shape[0] // groups, -1)
+
+
+def _unit(size: tuple[int, ...], like: Tensor) -> Tensor:
+    """Random unit vectors, in the precision the weight is normalised in."""
+    dtype = torch.float32 if like.dtype in _HALF else like.dtype
+    x = torch.randn(size, dtype=dtype, device=like.device)
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+
+
+def _headroom(weight: Tensor) -> float:
+    """What rounding the result to half precision may add to a singular value."""
+    dtype = weight.dtype
+    if torch.is_autocast_enabled(weight.device.type):
+        dtype = torch.get_autocast_dtype(weight.device.type)
+    return 1 / (1 + torch.finfo(dtype).eps) if dtype in _HALF else 1.0
+
+
+Method = Literal["polar", "bjorck", "spectral", "frobenius"]
+
+
+class LipschitzWeight(nn.Module):
+    r"""The normalised weight of a Lipschitz layer: no singular value above ``scale``.
+
+    Args:
+        weight: ``(out, in / groups, k...)``; taken as ``groups`` matrices, each normalised on its
+            own.
+        method: ``"polar"``, the polar factor: all singular values are ``scale``. ``"bjorck"``, the
+            classic chain of power iteration and Björck's iteration while training, its limit
+            otherwise. ``"spectral"``, the weight over a proven bound of its spectral norm.
+        scale: the largest singular value, positive.
+        groups: of a convolution.
+        eps_spectral: Björck's chain only: accuracy wanted of the spectral norm; more power
+            iterations for smaller values.
+        eps_bjorck: Björck's chain: when to stop the iteration.
+        backward: of the polar factor, ``"exact"`` or ``"tangent"``.
+
+    Outside training the result is computed from the current parameter in float64, to full
+    accuracy, and a weight that is not finite raises a ValueError. Gradients are kept in both modes.
+    """
+
+    _u: Optional[Tensor]
+    _v: Optional[Tensor]
+
+    def __init__(
+        self,
+        weight: Tensor,
+        *,
+        method: Method = "polar",
+        scale: float = 1.0,
+        groups: int = 1,
+        eps_spectral: float = 1e-3,
+        eps_bjorck: float = 1e-3,
+        backward: Literal["exact", "tangent"] = "exact",
+    ) -> None:
+        super().__init__()
+        self.method: Method = check_choice("method", method, ("polar", "bjorck", "spectral"))
+        self.scale = check_positive("scale", scale)
+        self.groups = check_positive_int("groups", groups)
+        self.eps_spectral = check_positive("eps_spectral", eps_spectral)
+        self.eps_bjorck = check_positive("eps_bjorck", eps_bjorck)
+        self.backward = check_choice("backward", backward, ("exact", "tangent"))
+        u = v = None
+        if method != "polar":
+            w = as_matrices(weight.detach(), groups)
+            u, v = _unit(tuple(w.shape[:-1]), w), _unit((*w.shape[:-2], w.shape[-1]), w)
+        # The names that torch's spectral_norm and deel-torchlip use in their checkpoints.
+        self.register_buffer("_u", u)
+        self.register_buffer("_v", v)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        w = as_matrices(weight, self.groups)
+        if w.numel() == 0:
+            return weight
+        scale = self.scale * _headroom(weight)
+        if self.training:
+            out = self._training_step(w.float() if w.dtype in _HALF else w, scale)
+        else:
+            out = self._exactly(w, scale)
+        return out.to(weight.dtype).reshape(weight.shape)
+
+    def _training_step(self, w: Tensor, scale: float) -> Tensor:
+        if self.method == "polar":
+            return ops.orthogonalize(w, 1e-4, scale, self.backward == "tangent")[0]
+        assert self._u is not None and self._v is not None
+        u, v = self._u.to(w.dtype), self._v.to(w.dtype)
+        if self.method == "bjorck":
+            # Björck's iteration forgives an estimate that is 70 % too small, and the operator
+            # notices a worse one, so that few iterations do.
+            iterations = 2 if self.eps_spectral >= 1e-3 else 5
+            out, _, u, v = ops.spectral_bjorck(
+                w, u, v, iterations, 1e-12, 0.5, 15, self.eps_bjorck, scale
+            )
+        else:
+            out, u, v = self._divided(w, u, v, 2, scale)
+        with torch.no_grad():
+            self._u.copy_(u)
+            self._v.copy_(v)
+        return out
+
+    def _divided(
+        self, w: Tensor, u: Tensor, v: Tensor, iterations: int, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The weight over a proven bound; the gradient is that of division by uᵀWv."""
+        out, sigma, u, v = ops.spectral_normalize(w, u, v, iterations, 1e-12, scale)
+        bound = ops.spectral_bound(w, 8)
+        # At most 1; where the weight vanishes both are 0 and the quotient is of no account.
+        shrink = torch.where(bound > 0, sigma.detach() / bound.clamp_min(1e-37), 1.0).clamp_max(1.0)
+        return out * shrink[..., None, None], u, v
+
+    def _exactly(self, w: Tensor, scale: float) -> Tensor:
+        if not torch.compiler.is_compiling() and not bool(torch.isfinite(w).all()):
+            raise ValueError(
+                "weight must be finite to be normalised outside training, "
+                f"got a weight of shape {tuple(w.shape)} with NaN or infinite elements"
+            )
+        exact = w.double()
+        if self.method != "spectral":
+            return ops.orthogonalize(exact, EVAL_TOL, scale, self.backward == "tangent")[0]
+        assert self._u is not None and self._v is not None
+        return self._divided(exact, self._u.double(), self._v.double(), 100, scale)[0]
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """Any weight may be assigned; what is used is its normalisation."""
+        return weight
+
+    def extra_repr(self) -> str:
+        parts = [f"method={self.method!r}", f"scale={self.scale:g}"]
+        if self.groups != 1:
+            parts.append(f"groups={self.groups}")
+        return ", ".join(parts)
+
+
+# ---- single normalisations -----------------------------------------------------------------------
+
+
+class SpectralNorm(nn.Module):
+    """W / sigma by warm-started power iteration, as ``torch.nn.utils.parametrizations`` has it.
+
+    The buffers ``_u`` and ``_v`` advance at every forward in training.
+    """
+
+    _u: Tensor
+    _v: Tensor
+
+    def __init__(
+        self, weight: Tensor, n_power_iterations: int = 1, dim: int = 0, eps: float = 1e-12
+    ) -> None:
+        super().__init__()
+        self.n_power_iterations = check_positive_int("n_power_iterations", n_power_iterations)
+        self.eps = check_positive("eps", eps)
+        if weight.dim() < 1:
+            raise ValueError(f"weight must have at least 1 dimension, got {weight.dim()}")
+        self.dim = dim if dim >= 0 else dim + weight.dim()
+        check_in_range("dim", self.dim, 0, weight.dim() - 1)
+        with torch.no_grad():
+            w = self._matrix(weight)
+            u = _unit((w.shape[0],), w)
+            # A good start, as torch does it.
+            _, _, u, v = spectral_normalize(w, u, n_iterations=15, eps=eps)
+        self.register_buffer("_u", u)
+        self.register_buffer("_v", v)
+
+    def _matrix(self, weight: Tensor) -> Tensor:
+        if weight.dim() == 1:
+            return weight.unsqueeze(0)
+        return weight.movedim(self.dim, 0).flatten(1)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        w = self._matrix(weight)
+        n = self.n_power_iterations if self.training else 0
+        out, _, u, v = spectral_normalize(w, self._u, self._v, n_iterations=n, eps=self.eps)
+        if self.training:
+            with torch.no_grad():
+                self._u.copy_(u)
+                self._v.copy_(v)
+        if weight.dim() == 1:
+            return out.squeeze(0)
+        moved = weight.movedim(self.dim, 0).shape
+        return out.reshape(moved).movedim(0, self.dim)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight
+
+
+class BjorckNorm(nn.Module):
+    """Björck's iteration on the weight as a matrix of ``weight.shape[0]`` rows."""
+
+    def __init__(self, eps: float = 1e-3, beta: float = 0.5, max_iterations: int = 15) -> None:
+        super().__init__()
+        self.eps = check_positive("eps", eps)
+        self.beta = check_in_range("beta", beta, 0.0, 0.5, low_open=True)
+        self.max_iterations = check_positive_int("max_iterations", max_iterations)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        w = as_matrices(weight)
+        out = bjorck(w, beta=self.beta, max_iterations=self.max_iterations, eps=self.eps)
+        return out.reshape(weight.shape)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight
+
+
+class Orthogonal(nn.Module):
+    """The polar factor of the weight as a matrix of ``weight.shape[0]`` rows."""
+
+    def __init__(
+        self, tol: float = 1e-4, backward: Literal["exact", "tangent"] = "exact"
+    ) -> None:
+        super().__init__()
+        self.tol = check_positive("tol", tol)
+        self.backward: Literal["exact", "tangent"] = check_choice(
+            "backward", backward, ("exact", "tangent")
+        )
+
+    def forward(self, weight: Tensor) -> Tensor:
+        w = as_matrices(weight)
+        return orthogonalize(w, tol=self.tol, backward=self.backward).reshape(weight.shape)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight
+
+
+class FrobeniusNorm(nn.Module):
+    """The weight over its Frobenius norm, or every output neuron over its own."""
+
+    def __init__(self, disjoint_neurons: bool = True, scale: float = 1.0) -> None:
+        super().__init__()
+        self.disjoint_neurons = check_bool("disjoint_neurons", disjoint_neurons)
+        self.scale = check_positive("scale", scale)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if not (self.training or torch.compiler.is_compiling() or torch.isfinite(weight).all()):
+            raise ValueError(
+                "weight must be finite to be normalised outside training, "
+                f"got a weight of shape {tuple(weight.shape)} with NaN or infinite elements"
+            )
+        dims = tuple(range(1, weight.dim())) if self.disjoint_neurons else None
+        return frobenius_normalize(weight, dims, scale=self.scale * _headroom(weight))
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight
+
+    def extra_repr(self) -> str:
+        return f"disjoint_neurons={self.disjoint_neurons}, scale={self.scale:g}"
+
+
+class LConvNorm(nn.Module):
+    """The weight times a convolution's corrective factor."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = check_positive("factor", factor)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.factor
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight / self.factor
+
+    def extra_repr(self) -> str:
+        return f"factor={self.factor:g}"
+
+
+# ---- registrars ----------------------------------------------------------------------------------
+
+
+def _weight_of(module: nn.Module, name: str) -> Tensor:
+    weight = getattr(module, name, None)
+    if not isinstance(weight, Tensor):
+        raise ValueError(
+            f"name must be that of a parameter of {type(module).__name__}, got {name!r}"
+        )
+    return weight
+
+
+def _register(module: _M, name: str, parametrization: nn.Module) -> _M:
+    # `unsafe` skips torch's trial of right_inverse, which here is a projection, not an inverse.
+    parametrize.register_parametrization(module, name, parametrization, unsafe=True)
+    return module
+
+
+def _remove(module: _M, name: str, kind: type[nn.Module]) -> _M:
+    """Takes every parametrization of that kind off; the others and the parameter stay."""
+    if not parametrize.is_parametrized(module, name):
+        raise ValueError(f"{name} of {type(module).__name__} has no {kind.__name__} to remove")
+    chain: Any = module.parametrizations[name]  # type: ignore[index, union-attr]
+    kept = [p for p in chain if not isinstance(p, kind)]
+    if len(kept) == len(chain):
+        raise ValueError(f"{name} of {type(module).__name__} has no {kind.__name__} to remove")
+    if not kept:
+        parametrize.remove_parametrizations(module, name)
+        return module
+    original = chain.original
+    parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+    setattr(module, name, original)
+    for p in kept:
+        _register(module, name, p)
+    return module
+
+
+def spectral_norm(
+    module: _M,
+    name: str = "weight",
+    n_power_iterations: int = 1,
+    eps: float = 1e-12,
+    dim: Optional[int] = None,
+) -> _M:
+    """Divides a weight by its spectral norm at every forward; arguments as torch's.
+
+    Args:
+        module: the module, changed in place.
+        name: of the parameter.
+        n_power_iterations: a training forward.
+        eps: positive.
+        dim: of the output channels; 0, or 1 for transposed convolutions, if None.
+
+    Returns:
+        The module.
+    """
+    weight = _weight_of(module, name)
+    if dim is None:
+        transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+        dim = 1 if isinstance(module, transposed) else 0
+    return _register(module, name, SpectralNorm(weight, n_power_iterations, dim, eps))
+
+
+def bjorck_norm(module: _M, name: str = "weight", eps: float = 1e-3) -> _M:
+    """Applies Björck's iteration to a weight at every forward; normalise it spectrally before.
+
+    Args:
+        module: the module, changed in place.
+        name: of the parameter.
+        eps: stop once a step is shorter, positive.
+
+    Returns:
+        The module.
+    """
+    _weight_of(module, name)
+    return _register(module, name, BjorckNorm(eps))
+
+
+def orthogonal(
+    module: _M,
+    name: str = "weight",
+    *,
+    tol: float = 1e-4,
+    backward: Literal["exact", "tangent"] = "exact",
+) -> _M:
+    """Replaces a weight by its polar factor at every forward.
+
+    Args:
+        module: the module, changed in place.
+        name: of the parameter.
+        tol, backward: as for :func:`lipfuse.functional.orthogonalize`.
+
+    Returns:
+        The module.
+    """
+    _weight_of(module, name)
+    return _register(module, name, Orthogonal(tol, backward))
+
+
+def frobenius_norm(module: _M, name: str = "weight", disjoint_neurons: bool = True) -> _M:
+    """Divides a weight by its Frobenius norm at every forward, or each output neuron by its own.
+
+    Args:
+        module: the module, changed in place.
+        name: of the parameter.
+        disjoint_neurons: each output neuron on its own.
+
+    Returns:
+        The module.
+    """
+    _weight_of(module, name)
+    return _register(module, name, FrobeniusNorm(disjoint_neurons))
+
+
+def lconv_norm(module: _M, name: str = "weight") -> _M:
+    """Multiplies a convolution's weight by its corrective factor, from the module's own settings.
+
+    Args:
+        module: a ``ConvNd`` or ``ConvTransposeNd``, changed in place.
+        name: of the parameter.
+
+    Returns:
+        The module.
+
+    Raises:
+        TypeError: if the module is no convolution.
+    """
+    _weight_of(module, name)
+    return _register(module, name, LConvNorm(factor_of(module)))
+
+
+def factor_of(module: nn.Module) -> float:
+    """The corrective factor of a ``torch.nn`` convolution, for inputs of every size."""
+    if not isinstance(module, nn.modules.conv._ConvNd):
+        raise TypeError(f"module must be a convolution of torch.nn, got {type(module).__name__}")
+    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+    # The adjoint's padding crops its output, which cannot make it larger.
+    padding: Any = 0 if transposed else module.padding
+    return convolution.conv_factor(
+        module.kernel_size, module.stride, padding, module.dilation, module.padding_mode
+    )
+
+
+def remove_spectral_norm(module: _M, name: str = "weight") -> _M:
+    """Undoes :func:`spectral_norm`; the only parametrization leaves its result, else the parameter.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    return _remove(module, name, SpectralNorm)
+
+
+def remove_bjorck_norm(module: _M, name: str = "weight") -> _M:
+    """Undoes :func:`bjorck_norm`; see :func:`remove_spectral_norm`."""
+    return _remove(module, name, BjorckNorm)
+
+
+def remove_orthogonal(module: _M, name: str = "weight") -> _M:
+    """Undoes :func:`orthogonal`; see :func:`remove_spectral_norm`."""
+    return _remove(module, name, Orthogonal)
+
+
+def remove_frobenius_norm(module: _M, name: str = "weight") -> _M:
+    """Undoes :func:`frobenius_norm`; see :func:`remove_spectral_norm`."""
+    return _remove(module, name, FrobeniusNorm)
+
+
+def remove_lconv_norm(module: _M, name: str = "weight") -> _M:
+    """Undoes :func:`lconv_norm`; see :func:`remove_spectral_norm`."""
+    return _remove(module, name, LConvNorm)
