@@ -36,6 +36,16 @@ struct Sided {
             backend.multiply(a.transposed(), b, out, symmetric);
     }
     void gram(const T* x, T* out) { cross(x, x, out, true); }
+    // out = XᵀX - I
+    void deviation(const T* x, T* out) {
+        auto a = backend.view(x, rows, cols);
+        auto epilogue = backend.epilogue(out);
+        epilogue.diagonal[0] = T(-1);
+        if (left)
+            backend.multiply(a, a.transposed(), epilogue, true);
+        else
+            backend.multiply(a.transposed(), a, epilogue, true);
+    }
     // out = alpha X M + beta Y, M small x small; out may be Y
     void apply(const T* x, const T* m, bool transpose_m, T* out, T alpha, T beta, const T* y) {
         auto a = backend.view(x, rows, cols), b = backend.view(m, small, small);
@@ -52,28 +62,27 @@ struct Sided {
     }
 };
 
-// P = p(S) for S with spectrum in [low, high] of which p covers the singular values [l, 1] after
-// scaling by `high`. scratch: 2 n² elements.
+// P = p(S / high) / sqrt(high) for S = I + R, scratch: 2 n² elements. R is what is kept of S: near
+// an orthogonal matrix it holds the digits that S would lose.
 template <class Backend>
-void evaluate(Backend& backend, const Minimax& p, double high, const typename Backend::Scalar* s,
+void evaluate(Backend& backend, const Minimax& p, double high, const typename Backend::Scalar* r,
               int64_t n, typename Backend::Scalar* out, typename Backend::Scalar* scratch) {
     using T = typename Backend::Scalar;
-    // E = alpha S + gamma I; p(S / high) / sqrt(high) is what W needs.
+    // E = alpha R + gamma I, spelled out in every epilogue below.
     const double low = p.l * p.l, unit = 1 / std::sqrt(high);
-    const double alpha = 2 / (high * (1 - low)), gamma = -(1 + low) / (1 - low);
+    const double alpha = 2 / (high * (1 - low)), gamma = alpha - (1 + low) / (1 - low);
     auto view = [&](const T* x) { return backend.view(x, n, n); };
-    // An epilogue that writes a (acc) + b E2 + c E + d I, with E spelled out in S.
     if (p.degree == 1) {
-        backend.combine(T(unit * p.c[1] * alpha), s, n, T(unit * (p.c[0] + p.c[1] * gamma)), out);
+        backend.combine(T(unit * p.c[1] * alpha), r, n, T(unit * (p.c[0] + p.c[1] * gamma)), out);
         return;
     }
-    if (p.degree == 2) {  // E² = alpha² S² + 2 alpha gamma S + gamma² I
+    if (p.degree == 2) {  // E² = alpha² R² + 2 alpha gamma R + gamma² I
         auto e = backend.epilogue(out);
-        e.x[0] = s;
+        e.x[0] = r;
         e.acc[0] = T(unit * p.c[2] * alpha * alpha);
         e.x0[0] = T(unit * (2 * p.c[2] * alpha * gamma + p.c[1] * alpha));
         e.diagonal[0] = T(unit * (p.c[2] * gamma * gamma + p.c[1] * gamma + p.c[0]));
-        backend.multiply(view(s), view(s), e, true);
+        backend.multiply(view(r), view(r), e, true);
         return;
     }
     T* e2 = scratch;
@@ -84,16 +93,16 @@ void evaluate(Backend& backend, const Minimax& p, double high, const typename Ba
     auto first = backend.epilogue(e2);
     first.outputs = 2;
     first.out[1] = m;
-    first.x[0] = s;
+    first.x[0] = r;
     first.acc[0] = T(alpha * alpha);
     first.x0[0] = T(2 * alpha * gamma);
     first.diagonal[0] = T(gamma * gamma);
     first.acc[1] = T(q2 * alpha * alpha);
     first.x0[1] = T(2 * q2 * alpha * gamma + q1 * alpha);
     first.diagonal[1] = T(q2 * gamma * gamma + q1 * gamma + q0);
-    backend.multiply(view(s), view(s), first, true);
+    backend.multiply(view(r), view(r), first, true);
     auto last = backend.epilogue(out);
-    last.x[0] = s;
+    last.x[0] = r;
     if (p.degree == 4) {  // E² (c4 E² + c3 E + c2) + c1 E + c0
         last.acc[0] = T(unit);
         last.x0[0] = T(unit * p.c[1] * alpha);
@@ -110,7 +119,7 @@ void evaluate(Backend& backend, const Minimax& p, double high, const typename Ba
     second.outputs = 2;
     second.out[1] = right;
     second.x[0] = e2;
-    second.x[1] = s;
+    second.x[1] = r;
     second.x0[0] = T(p.c2);
     second.x1[0] = T(p.d * alpha);
     second.diagonal[0] = T(p.d * gamma + p.f);
@@ -166,12 +175,12 @@ PolarInfo polar(Backend& backend, const typename Backend::Scalar* w, int64_t row
         source = q;
     }
 
-    T* s = backend.allocate(n * n);
+    T* r = backend.allocate(n * n);
     T* p = backend.allocate(n * n);
     T* scratch = backend.allocate(2 * n * n);
     T* spare = nullptr;  // the other buffer of the growing product of a wide spectrum
-    side.gram(source, s);
-    info.residual = std::sqrt(backend.distance_from_identity(s, n, T(1)));
+    side.deviation(source, r);
+    info.residual = std::sqrt(backend.dot(n * n, r, r));
     // What rounding alone leaves of ‖I - QᵀQ‖_F, and what is asked of each direction: the
     // residual adds up over n of them, and no singular value may exceed 1 by more than `overshoot`.
     const double floor = 0.5 * rounding * double(n);
@@ -183,7 +192,7 @@ PolarInfo polar(Backend& backend, const typename Backend::Scalar* w, int64_t row
     double gain = 1, covered = 1;
     bool polished = false;
     while (info.residual > goal && info.stages < polar_most_stages && !polished) {
-        Interval range = spectrum(backend, s, n, n < 256 ? 10 : 16);
+        Interval range = spectrum(backend, r, n, n < 256 ? 10 : 16);
         range.low = std::max(range.low, 4 * rounding * range.high);
         if (info.stages == 0) {
             info.low = std::sqrt(range.low) / unit;
@@ -194,7 +203,7 @@ PolarInfo polar(Backend& backend, const typename Backend::Scalar* w, int64_t row
         // What cannot be lifted any further stays; the others are brought to 1.
         if (gain > most_gain) l = covered;
         const Minimax& poly = MinimaxTable::instance().choose(l, per_direction);
-        evaluate(backend, poly, range.high, s, n, p, scratch);
+        evaluate(backend, poly, range.high, r, n, p, scratch);
         if (inverse_root) {
             if (info.stages == 0) {
                 backend.axpby(n * n, T(unit), p, T(0), static_cast<const T*>(nullptr), inverse_root);
@@ -229,12 +238,17 @@ PolarInfo polar(Backend& backend, const typename Backend::Scalar* w, int64_t row
         if (side.big >= 2 * n && l > 0.3) {
             // p S p costs less than the Gram matrix of a tall result. Only where S is well
             // conditioned: its rounding errors are multiplied by p².
-            backend.multiply(backend.view(s, n, n), backend.view(p, n, n), scratch, true);
-            backend.multiply(backend.view(p, n, n), backend.view(scratch, n, n), s, true);
+            auto e = backend.epilogue(scratch);  // S p = R p + p
+            e.x[0] = p;
+            e.x0[0] = T(1);
+            backend.multiply(backend.view(r, n, n), backend.view(p, n, n), e, true);
+            e = backend.epilogue(r);
+            e.diagonal[0] = T(-1);
+            backend.multiply(backend.view(p, n, n), backend.view(scratch, n, n), e, true);
         } else {
-            side.gram(q, s);
+            side.deviation(q, r);
         }
-        info.residual = std::sqrt(backend.distance_from_identity(s, n, T(1)));
+        info.residual = std::sqrt(backend.dot(n * n, r, r));
         if (!(info.residual < 0.7 * before) && l > 0.5 && gain < most_gain) break;  // rounding level
     }
     if (source != q) {  // orthogonal to begin with
@@ -250,7 +264,7 @@ PolarInfo polar(Backend& backend, const typename Backend::Scalar* w, int64_t row
     double excess = info.residual;
     if (excess > 1e-2)
         for (double x = 4 * floor; x < excess; x = std::max(4 * x, 1e-5))
-            if (lies_below(backend, s, n, 1 + x)) {
+            if (lies_below(backend, r, n, x)) {
                 excess = x;
                 break;
             }

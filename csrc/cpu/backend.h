@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "arena.h"
 #include "kernels.h"
@@ -85,11 +86,19 @@ public:
         arena_.release(mark);
     }
 
-    void matvec(const T* a, int64_t rows, int64_t cols, const T* x, T* y) {
-        const int tasks = task_count(double(rows) * double(cols), 1.5e5);
+    // y = A x for a symmetric A
+    void symmetric_matvec(const T* a, int64_t n, const T* x, T* y) {
+        const int tasks = task_count(double(n) * double(n), 1e5);
+        const int64_t blocks = panels(n, 64);
         parallel_.for_each(tasks, [&](int t) {
-            kernels_.matvec(a, cols, x, part(rows, t, tasks), part(rows, t + 1, tasks), y);
+            kernels_.symmetric_matvec(a, n, x, std::min(n, part(blocks, t, tasks) * 64),
+                                      std::min(n, part(blocks, t + 1, tasks) * 64), y);
         });
+    }
+
+    void lanczos_step(int64_t n, const T* v, const T* previous, double beta, T* next, double* alpha,
+                      double* length) {
+        kernels_.lanczos_step(n, v, previous, beta, next, alpha, length);
     }
 
     // t = A v and s = Aᵀ t in one reading of A.
@@ -176,15 +185,6 @@ public:
         return most;
     }
 
-    double distance_from_identity(const T* a, int64_t n, T c) {
-        const int tasks = task_count(double(n) * double(n), 1e5);
-        double partial[max_tasks];
-        parallel_.for_each(tasks, [&](int t) {
-            partial[t] = kernels_.distance_from_identity(a, n, c, part(n, t, tasks), part(n, t + 1, tasks));
-        });
-        return sum(partial, tasks);
-    }
-
     double skew(const T* a, int64_t n, T* out) {
         return over_lower_half(n, [&](int64_t begin, int64_t end) {
             return kernels_.skew(a, n, begin, end, out);
@@ -241,11 +241,12 @@ private:
     }
     static int64_t panels(int64_t n, int64_t width) { return (n + width - 1) / width; }
     static int64_t part(int64_t n, int t, int tasks) { return n * t / tasks; }
-    // Row boundaries on multiples of 16 (whole tiles and whole vectors), of equal area.
+    // Row boundaries of equal area, on whole tiles in both directions and whole vectors: blocks on
+    // the diagonal belong to one task.
     int64_t row_part(int64_t n, int t, int tasks, bool triangle) const {
         if (t == tasks) return n;
         const double share = triangle ? std::sqrt(double(t) / tasks) : double(t) / tasks;
-        const int64_t step = 16 * int64_t(kernels_.tile_rows == 6 ? 3 : 1);
+        const int64_t step = std::lcm(int64_t(kernels_.tile_rows), int64_t(kernels_.tile_cols));
         return std::min(n, int64_t(share * double(n) / double(step) + 0.5) * step);
     }
     View<const T> rows_from(View<const T> a, int64_t panel) const {

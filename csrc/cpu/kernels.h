@@ -61,11 +61,11 @@ struct Kernels {
     void (*axpby)(int64_t n, T a, const T* x, T b, const T* y, T* out);
     // sum of (x - y)²
     double (*distance)(int64_t n, const T* x, const T* y);
-    // sum over rows [row_begin, row_end) of (a - c I)^2, a row-major
-    double (*distance_from_identity)(const T* a, int64_t cols, T c, int64_t row_begin,
-                                     int64_t row_end);
-    // y[r] = <a_r, x> for the rows [row_begin, row_end) of a row-major matrix
-    void (*matvec)(const T* a, int64_t cols, const T* x, int64_t row_begin, int64_t row_end, T* y);
+    // elements [begin, end) of y = A x, A symmetric n x n
+    void (*symmetric_matvec)(const T* a, int64_t n, const T* x, int64_t begin, int64_t end, T* y);
+    // next <- next - <next, v> v - beta previous; *alpha = <next, v>, *length = ‖next‖
+    void (*lanczos_step)(int64_t n, const T* v, const T* previous, double beta, T* next,
+                         double* alpha, double* length);
     // One sweep over the rows r of a (row-major, `stride` apart): t[r] = <a_r, v> and
     // s += t[r] * a_r while the row is in cache. s (length cols) must be set by the caller.
     void (*sweep)(const T* a, int64_t cols, int64_t stride, const T* v, int64_t row_begin,

@@ -21,8 +21,8 @@ static constexpr Kernels<T> table() {
     t.dot = dot<T>;
     t.axpby = axpby<T>;
     t.distance = distance<T>;
-    t.distance_from_identity = distance_from_identity<T>;
-    t.matvec = matvec<T>;
+    t.symmetric_matvec = symmetric_matvec<T>;
+    t.lanczos_step = lanczos_step<T>;
     t.sweep = sweep<T>;
     t.rank_one_update = rank_one_update<T>;
     t.skew_step = skew_step<T>;

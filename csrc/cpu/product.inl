@@ -82,11 +82,11 @@ static void pack_a(const View<const T>& a, int64_t panel_begin, int64_t panel_en
 }
 
 // acc(i, :) = sum over k of a(i, k) b(k, :). Packed: strides known to the compiler.
-template <class T, int R, bool PackedA>
+template <class T, int V, bool PackedA>
 static inline __attribute__((always_inline)) void tile_product(
     int64_t depth, const T* a, int64_t row_stride, int64_t k_stride, const T* b, int64_t b_stride,
-    Vec<T> (&acc)[Tile<T>::rows][Tile<T>::vectors]) {
-    constexpr int V = Tile<T>::vectors, w = Simd<T>::width;
+    Vec<T> (&acc)[Tile<T>::rows][V]) {
+    constexpr int R = Tile<T>::rows, w = Simd<T>::width;
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i)
 #pragma GCC unroll 4
@@ -101,87 +101,112 @@ static inline __attribute__((always_inline)) void tile_product(
 #pragma GCC unroll 4
             for (int v = 0; v < V; ++v) acc[i][v] += ai * bv[v];
         }
-        a += PackedA ? Tile<T>::rows : k_stride;
+        a += PackedA ? R : k_stride;
         b += b_stride;
     }
 }
 
+// Where a tile stands and where its operands are.
 template <class T>
-static inline void finish_row(const Epilogue<T>& e, int64_t offset, const Vec<T>* acc, int count) {
-    constexpr int w = Simd<T>::width;
-    for (int v = 0; v < count; ++v) {
-        const int64_t at = offset + v * w;
-        const Vec<T> x0 = e.x[0] ? load(e.x[0] + at) : Vec<T>{};
-        const Vec<T> x1 = e.x[1] ? load(e.x[1] + at) : Vec<T>{};
-        for (int r = 0; r < e.outputs; ++r)
-            store(e.out[r] + at, e.acc[r] * acc[v] + e.x0[r] * x0 + e.x1[r] * x1);
+struct Place {
+    int64_t i, j;         // its first row and column
+    int64_t rows, cols;   // how much of it lies inside the result
+    const T* a;
+    int64_t a_row_stride, a_k_stride;
+    bool packed_a;
+    const T* b;
+    int64_t b_stride;
+};
+
+// One register tile of V vectors' width, from product to memory.
+template <class T, int V>
+static inline void tile(const Product<T>& p, const Place<T>& at) {
+    constexpr int R = Tile<T>::rows, w = Simd<T>::width;
+    const Epilogue<T>& e = p.epilogue;
+    const int64_t n = p.b.cols, depth = p.a.cols;
+    Vec<T> acc[R][V];
+    if (at.packed_a)
+        tile_product<T, V, true>(depth, at.a, 1, R, at.b, at.b_stride, acc);
+    else
+        tile_product<T, V, false>(depth, at.a, at.a_row_stride, at.a_k_stride, at.b, at.b_stride, acc);
+    const int64_t corner = at.i * n + at.j;
+    if (at.rows == R && at.cols >= V * w) {
+        const T* x0 = e.x[0];
+        const T* x1 = e.x[1];
+        for (int o = e.outputs - 1; o >= 0; --o) {  // out[0] may be an X: it comes last
+            T* out = e.out[o] + corner;
+            const T f = e.acc[o], f0 = e.x0[o], f1 = e.x1[o];
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+                for (int v = 0; v < V; ++v) {
+                    const int64_t k = r * n + v * w;
+                    Vec<T> y = f * acc[r][v];
+                    if (x0) y += f0 * load(x0 + corner + k);
+                    if (x1) y += f1 * load(x1 + corner + k);
+                    store(out + k, y);
+                }
+        }
+        return;
     }
+    T sums[R * V * w];
+    for (int r = 0; r < R; ++r)
+        for (int v = 0; v < V; ++v) store(sums + (r * V + v) * w, acc[r][v]);
+    for (int64_t r = 0; r < at.rows; ++r)
+        for (int64_t c = 0; c < least(at.cols, V * w); ++c) {
+            const int64_t k = corner + r * n + c;
+            const T x0 = e.x[0] ? e.x[0][k] : T(0), x1 = e.x[1] ? e.x[1][k] : T(0);
+            for (int o = 0; o < e.outputs; ++o)
+                e.out[o][k] = e.acc[o] * sums[r * V * w + c] + e.x0[o] * x0 + e.x1[o] * x1;
+        }
 }
 
 template <class T>
 static void product(const Product<T>& p, int64_t row_begin, int64_t row_end, int64_t col_begin,
                     int64_t col_end) {
-    constexpr int R = Tile<T>::rows, V = Tile<T>::vectors, C = Tile<T>::cols;
+    constexpr int R = Tile<T>::rows, V = Tile<T>::vectors, C = Tile<T>::cols, w = Simd<T>::width;
     const Epilogue<T>& e = p.epilogue;
     const int64_t depth = p.a.cols, n = p.b.cols;
-    const bool plain = e.outputs == 1 && e.acc[0] == T(1) && !e.x[0] && !e.x[1];
-    if (p.symmetric) col_end = least(col_end, row_end);
+    if (p.symmetric) col_end = row_end;
     for (int64_t j = col_begin; j < col_end; j += C) {
+        Place<T> at;
+        at.j = j;
+        at.cols = least(C, n - j);
         const bool tail_b = p.tail_b && j + C > n;
-        const T* b = tail_b ? p.tail_b : p.packed_b ? p.packed_b + j * depth : p.b.data + j;
-        const int64_t b_stride = tail_b || p.packed_b ? C : p.b.row_stride;
-        // A symmetric product needs no tile that lies wholly above the diagonal.
-        int64_t i = p.symmetric ? most(row_begin, j / R * R) : row_begin;
-        for (; i < row_end; i += R) {
-            Vec<T> acc[R][V];
+        at.b = tail_b ? p.tail_b : p.packed_b ? p.packed_b + j * depth : p.b.data + j;
+        at.b_stride = tail_b || p.packed_b ? C : p.b.row_stride;
+        // A symmetric product needs no tile that lies wholly above the diagonal. What tiles on the
+        // diagonal write above it is replaced by the mirror image below.
+        for (int64_t i = p.symmetric ? most(row_begin, j / R * R) : row_begin; i < row_end; i += R) {
+            at.i = i;
+            at.rows = least(R, row_end - i);
             const bool tail_a = p.tail_a && i + R > p.a.rows;
-            if (tail_a || p.packed_a)
-                tile_product<T, R, true>(depth, tail_a ? p.tail_a : p.packed_a + i * depth, 1, R, b,
-                                         b_stride, acc);
+            at.packed_a = tail_a || p.packed_a;
+            at.a = tail_a ? p.tail_a : p.packed_a ? p.packed_a + i * depth : p.a.data + i * p.a.row_stride;
+            at.a_row_stride = p.a.row_stride;
+            at.a_k_stride = p.a.col_stride;
+            if (V > 1 && p.symmetric && i + R <= j + w)
+                tile<T, 1>(p, at);  // only its first vector reaches below the diagonal
             else
-                tile_product<T, R, false>(depth, p.a.data + i * p.a.row_stride, p.a.row_stride,
-                                          p.a.col_stride, b, b_stride, acc);
-            const bool whole = i + R <= row_end && j + C <= col_end;
-            if (whole && !(p.symmetric && j + C - 1 > i)) {
-                if (plain) {
-#pragma GCC unroll 16
-                    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-                        for (int v = 0; v < V; ++v)
-                            store(e.out[0] + (i + r) * n + j + v * Simd<T>::width, acc[r][v]);
-                } else {
-#pragma GCC unroll 16
-                    for (int r = 0; r < R; ++r) finish_row(e, (i + r) * n + j, acc[r], V);
-                }
-            } else {
-                const int64_t rows = least(R, row_end - i);
-                for (int64_t r = 0; r < rows; ++r) {
-                    int64_t cols = least(C, col_end - j);
-                    if (p.symmetric) cols = least(cols, i + r + 1 - j);
-                    for (int64_t c = 0; c < cols; ++c) {
-                        const int64_t at = (i + r) * n + j + c;
-                        const T sum = acc[r][c / Simd<T>::width][c % Simd<T>::width];
-                        const T x0 = e.x[0] ? e.x[0][at] : T(0), x1 = e.x[1] ? e.x[1][at] : T(0);
-                        for (int o = 0; o < e.outputs; ++o)
-                            e.out[o][at] = e.acc[o] * sum + e.x0[o] * x0 + e.x1[o] * x1;
-                    }
-                }
-            }
+                tile<T, V>(p, at);
         }
     }
     for (int o = 0; o < e.outputs; ++o) {
+        T* out = e.out[o];
         if (e.diagonal[o] != T(0))
             for (int64_t i = most(row_begin, col_begin); i < least(row_end, col_end); ++i)
-                e.out[o][i * n + i] += e.diagonal[o];
+                out[i * n + i] += e.diagonal[o];
         if (!p.symmetric) continue;
-        // Mirror the rows just finished. No two callers write the same element.
-        constexpr int w = Simd<T>::width;
-        T* out = e.out[o];
+        // No two callers write the same element: theirs are whole blocks of the diagonal.
         for (int64_t i = row_begin; i < row_end; i += w) {
             const int64_t rows = least(w, row_end - i);
             transpose_block(out + i * n, n, out + i, n, rows, i);
-            for (int64_t r = 1; r < rows; ++r)
-                for (int64_t c = 0; c < r; ++c) out[(i + c) * n + i + r] = out[(i + r) * n + i + c];
+            if (rows == w && i + w <= n)
+                mirror_diagonal_block(out + i * n + i, n);
+            else
+                for (int64_t r = 1; r < rows; ++r)
+                    for (int64_t c = 0; c < r; ++c)
+                        out[(i + c) * n + i + r] = out[(i + r) * n + i + c];
         }
     }
 }

@@ -24,12 +24,6 @@ template <class T>
 static inline Vec<T> splat(T x) {
     return Vec<T>{} + x;
 }
-template <class T>
-static inline T sum(Vec<T> v) {
-    T s = 0;
-    for (int i = 0; i < Simd<T>::width; ++i) s += v[i];
-    return s;
-}
 static inline int64_t least(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
@@ -63,6 +57,20 @@ struct Shuffle {
     }
 };
 
+// The sum of all lanes, by halves.
+template <class T>
+static inline T sum(Vec<T> v) {
+    typedef typename Shuffle<T>::Aligned A;
+    A x = (A)v;
+#pragma GCC unroll 8
+    for (int d = Simd<T>::width / 2; d >= 1; d /= 2) {
+        typename Shuffle<T>::Mask m = {};
+        for (int l = 0; l < Simd<T>::width; ++l) m[l] = l ^ d;
+        x += __builtin_shuffle(x, m);
+    }
+    return x[0];
+}
+
 // Transposes a width x width block held in registers.
 template <class T>
 static inline void transpose(Vec<T>* r) {
@@ -79,6 +87,21 @@ static inline void transpose(Vec<T>* r) {
             r[i + d] = (Vec<T>)__builtin_shuffle(x, y, high);
         }
     }
+}
+
+// Makes a width x width block on the diagonal symmetric: its upper half becomes the lower's mirror.
+template <class T>
+static inline void mirror_diagonal_block(T* block, int64_t stride) {
+    constexpr int w = Simd<T>::width;
+    typedef typename Shuffle<T>::Mask Mask;
+    Vec<T> r[w], t[w];
+    Mask lane = {};
+    for (int l = 0; l < w; ++l) lane[l] = l;
+#pragma GCC unroll 16
+    for (int l = 0; l < w; ++l) t[l] = r[l] = load(block + l * stride);
+    transpose<T>(t);
+#pragma GCC unroll 16
+    for (int l = 0; l < w; ++l) store(block + l * stride, (Vec<T>)(lane <= l ? r[l] : t[l]));
 }
 
 // out(j, i) = in(i, j) for a rows x cols block, both with unit inner stride.

@@ -54,41 +54,56 @@ static void axpby(int64_t n, T a, const T* x, T b, const T* y, T* out) {
     }
 }
 
+// Columns [begin, end) of y = A x for a symmetric A: a sum of rows, so no sum across lanes is needed.
 template <class T>
-static double distance_from_identity(const T* a, int64_t cols, T c, int64_t row_begin,
-                                     int64_t row_end) {
-    double total = 0;
-    for (int64_t r = row_begin; r < row_end; ++r) {
-        const T* row = a + r * cols;
-        // The diagonal element apart: subtracting its square from the sum would cancel.
-        total += dot(r, row, row) + dot(cols - r - 1, row + r + 1, row + r + 1);
-        const double d = double(row[r]) - double(c);
-        total += d * d;
+static void symmetric_matvec(const T* a, int64_t n, const T* x, int64_t begin, int64_t end, T* y) {
+    constexpr int w = Simd<T>::width;
+    int64_t j = begin;
+    for (; j + 4 * w <= end; j += 4 * w) {
+        Vec<T> s[4] = {};
+        for (int64_t i = 0; i < n; ++i)
+#pragma GCC unroll 4
+            for (int q = 0; q < 4; ++q) s[q] += x[i] * load(a + i * n + j + q * w);
+        for (int q = 0; q < 4; ++q) store(y + j + q * w, s[q]);
     }
-    return total;
+    for (; j + w <= end; j += w) {
+        Vec<T> s[4] = {};
+        int64_t i = 0;
+        for (; i + 4 <= n; i += 4)
+#pragma GCC unroll 4
+            for (int q = 0; q < 4; ++q) s[q] += x[i + q] * load(a + (i + q) * n + j);
+        for (; i < n; ++i) s[0] += x[i] * load(a + i * n + j);
+        store(y + j, (s[0] + s[1]) + (s[2] + s[3]));
+    }
+    for (; j < end; ++j) {
+        T s = 0;
+        for (int64_t i = 0; i < n; ++i) s += x[i] * a[i * n + j];
+        y[j] = s;
+    }
 }
 
+// One step of Lanczos's process, given next = A v: subtracts the components along v and previous,
+// returns <next, v> before and the length of next after.
 template <class T>
-static void matvec(const T* a, int64_t cols, const T* x, int64_t row_begin, int64_t row_end,
-                   T* y) {
+static void lanczos_step(int64_t n, const T* v, const T* previous, double beta, T* next,
+                         double* alpha, double* length) {
     constexpr int w = Simd<T>::width;
-    int64_t r = row_begin;
-    for (; r + 4 <= row_end; r += 4) {
-        Vec<T> s[4] = {};
-        const T* p = a + r * cols;
-        int64_t j = 0;
-        for (; j + w <= cols; j += w) {
-            const Vec<T> v = load(x + j);
-#pragma GCC unroll 4
-            for (int q = 0; q < 4; ++q) s[q] += v * load(p + q * cols + j);
-        }
-        for (int q = 0; q < 4; ++q) {
-            T rest = sum<T>(s[q]);
-            for (int64_t i = j; i < cols; ++i) rest += p[q * cols + i] * x[i];
-            y[r + q] = rest;
-        }
+    const double along = dot(n, next, v);
+    const T a = T(along), b = T(beta);
+    Vec<T> squares{};
+    T rest = 0;
+    int64_t i = 0;
+    for (; i + w <= n; i += w) {
+        const Vec<T> x = load(next + i) - a * load(v + i) - b * load(previous + i);
+        squares += x * x;
+        store(next + i, x);
     }
-    for (; r < row_end; ++r) y[r] = T(dot(cols, a + r * cols, x));
+    for (; i < n; ++i) {
+        next[i] -= a * v[i] + b * previous[i];
+        rest += next[i] * next[i];
+    }
+    *alpha = along;
+    *length = __builtin_sqrt(double(sum<T>(squares)) + double(rest));
 }
 
 template <class T>
