@@ -38,6 +38,16 @@ STABLE_TORCH_LIBRARY(lipfuse, m) {
         "orthogonalize_backward(Tensor grad, Tensor weight, Tensor orthogonal, Tensor inverse_root,"
         " Tensor info, float tol, float scale, bool tangent) -> Tensor");
 
+    // Many weights in one call. Weight i is (out, ...), taken as groups[i] matrices of
+    // out / groups[i] rows; info is (number of matrices, 5).
+    m.def(
+        "foreach_orthogonalize(Tensor[] weights, int[] groups, float[] scales, float tol,"
+        " bool save) -> (Tensor[] weights, Tensor[] inverse_roots, Tensor info)");
+    m.def(
+        "foreach_orthogonalize_backward(Tensor[] grads, Tensor[] weights, Tensor[] orthogonal,"
+        " Tensor[] inverse_roots, Tensor info, int[] groups, float[] scales, float tol,"
+        " bool tangent) -> Tensor[]");
+
     m.def("frobenius_normalize(Tensor weight, float eps, float scale) -> (Tensor weight, Tensor norm)");
     m.def(
         "frobenius_normalize_backward(Tensor grad, Tensor normalized, Tensor norm, float eps,"

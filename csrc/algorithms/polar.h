@@ -142,6 +142,7 @@ struct PolarInfo {
 };
 
 constexpr int polar_most_stages = 18;
+constexpr int polar_most_solve_steps = 64;
 constexpr double polar_overshoot = 1e-5;
 
 // q <- scale * Q. Singular values of Q stay below 1 + polar_overshoot + rounding.
@@ -297,6 +298,7 @@ void polar_backward(Backend& backend, const typename Backend::Scalar* g,
         return;
     }
     const bool square = rows == cols;
+    const T* none = nullptr;
     auto mark = backend.mark();
     // q holds scale * Q; G stands for the gradient of scale * Q.
     T* a = backend.allocate(n * n);
@@ -311,23 +313,26 @@ void polar_backward(Backend& backend, const typename Backend::Scalar* g,
         backend.release(mark);
         return;
     }
-    T* h = backend.allocate(n * n);
-    side.cross(q, w, h, true);  // scale * H
-    T* d = backend.allocate(n * n);
-    T* product = backend.allocate(n * n);
     const double floor = 1e-3 * high;
     const double l1 = 2 * scale * std::max(low, floor), l2 = 2 * scale * high;
-    const double theta = (l2 + l1) / 2, delta = std::max((l2 - l1) / 2, 1e-3 * theta);
-    const double sigma = theta / delta;
-    backend.axpby(n * n, T(1 / theta), c, T(0), static_cast<const T*>(nullptr), k);
-    backend.axpby(n * n, T(1 / theta), c, T(0), static_cast<const T*>(nullptr), d);
-    double rho = 1 / sigma, reduction = 1 / sigma;
-    for (int step = 0; step < 64 && reduction > tolerance && norm > 0; ++step) {
-        backend.multiply(backend.view(h, n, n), backend.view(k, n, n), product, false);
-        const double next = 1 / (2 * sigma - rho);
-        backend.skew_step(product, c, T(next * rho), T(2 * next / delta), d, k, n);
-        reduction *= next;
-        rho = next;
+    const double theta = (l2 + l1) / 2, delta = (l2 - l1) / 2;
+    backend.axpby(n * n, T(1 / theta), c, T(0), none, k);
+    T* product = backend.allocate(n * n);
+    // The error falls to 1 / T_j(sigma) after j - 1 products.
+    const double sigma = theta / std::max(delta, 1e-9 * theta);
+    if (1 / sigma > tolerance && norm > 0) {
+        T* h = backend.allocate(n * n);
+        side.cross(q, w, h, true);  // scale * H
+        T* d = backend.allocate(n * n);
+        backend.axpby(n * n, T(1), k, T(0), none, d);
+        double rho = 1 / sigma, reduction = 1 / sigma;
+        for (int step = 0; step < polar_most_solve_steps && reduction > tolerance; ++step) {
+            backend.multiply(backend.view(h, n, n), backend.view(k, n, n), product, false);
+            const double next = 1 / (2 * sigma - rho);
+            backend.skew_step(product, c, T(next * rho), T(2 * next / delta), d, k, n);
+            reduction *= next;
+            rho = next;
+        }
     }
     // k solves (scale H) K + K (scale H) = scale (QᵀG - GᵀQ), so K is the one of the formula.
     if (square) {

@@ -49,7 +49,7 @@ public:
         const auto mark = arena_.mark();
         // Operands are copied into panels only where reading them in place would be slow: columns
         // that are not contiguous, or strides that exhaust the cache's associativity.
-        const bool pack_b = b.col_stride != 1 || n * depth > 128 * 256;
+        const bool pack_b = b.col_stride != 1 || n * depth > 160 * 160;
         const bool pack_a = a.col_stride != 1 && (a.row_stride != 1 || m * depth > 96 * 96);
         const int64_t a_panels = panels(m, kernels_.tile_rows), b_panels = panels(n, kernels_.tile_cols);
         T* packed_a = pack_a ? allocate(a_panels * kernels_.tile_rows * depth) : nullptr;

@@ -16,7 +16,7 @@ std::tuple<Tensor, Tensor, Tensor> bjorck_op(const Tensor& weight, double beta,
     const Tensor w = packed(weight);
     Tensor out = make(w, sizes_of(w));
     Tensor history = make_history(w, m, max_iterations, save);
-    Tensor steps = make(w, batch_sizes(w, {}), ScalarType::Long);
+    Tensor steps = make_int64(w, batch_sizes(w, {}));
     by_dtype(w, [&](auto zero) {
         using T = decltype(zero);
         for_each_matrix<T>(m, [&](Backend<T>& backend, int64_t i) {
@@ -64,7 +64,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> spectral_bjorck(
     Tensor out = make(w, sizes_of(w));
     Tensor sigma = make(w, batch_sizes(w, {2}));
     Tensor history = make_history(w, m, max_iterations, save);
-    Tensor steps = make(w, batch_sizes(w, {}), ScalarType::Long);
+    Tensor steps = make_int64(w, batch_sizes(w, {}));
     by_dtype(w, [&](auto zero) {
         using T = decltype(zero);
         for_each_matrix<T>(m, [&](Backend<T>& backend, int64_t i) {

@@ -2,7 +2,8 @@
 
 __version__ = "0.1.0"
 
-from . import functional, nn, parametrizations
+from . import functional, nn, optim, parametrizations
 from .export import vanilla_model
+from .fusion import fuse, unfuse
 
-__all__ = ["__version__", "functional", "nn", "parametrizations", "vanilla_model"]
+__all__ = ["__version__", "functional", "fuse", "nn", "optim", "parametrizations", "unfuse", "vanilla_model"]

@@ -44,6 +44,8 @@ __all__ = [
 
 _M = TypeVar("_M", bound=nn.Module)
 
+TRAINING_TOL = 1e-4
+"""Accuracy of the polar factor in training: of ‖I - QᵀQ‖ in the Frobenius norm."""
 EVAL_TOL = 1e-7
 """Accuracy of the polar factor outside training, where it is computed in float64."""
 
@@ -122,7 +124,21 @@ class LipschitzWeight(nn.Module):
         self.register_buffer("_u", u)
         self.register_buffer("_v", v)
 
+    # What lipfuse.fuse computed for this forward; never kept beyond it.
+    given: Optional[Tensor] = None
+
     def forward(self, weight: Tensor) -> Tensor:
+        if self.given is not None:
+            return self.given
+        if (
+            self.training
+            and weight.dtype is torch.float32
+            and weight.dim() == 2
+            and self.method == "polar"
+            and not torch.is_autocast_enabled(weight.device.type)
+            and weight.numel()
+        ):  # the common case, without the steps it does not need
+            return ops.orthogonalize(weight, TRAINING_TOL, self.scale, self.backward == "tangent")[0]
         w = as_matrices(weight, self.groups)
         if w.numel() == 0:
             return weight
@@ -135,7 +151,7 @@ class LipschitzWeight(nn.Module):
 
     def _training_step(self, w: Tensor, scale: float) -> Tensor:
         if self.method == "polar":
-            return ops.orthogonalize(w, 1e-4, scale, self.backward == "tangent")[0]
+            return ops.orthogonalize(w, TRAINING_TOL, scale, self.backward == "tangent")[0]
         assert self._u is not None and self._v is not None
         u, v = self._u.to(w.dtype), self._v.to(w.dtype)
         if self.method == "bjorck":
@@ -221,13 +237,16 @@ class SpectralNorm(nn.Module):
         return weight.movedim(self.dim, 0).flatten(1)
 
     def forward(self, weight: Tensor) -> Tensor:
-        w = self._matrix(weight)
+        w = weight if weight.dim() == 2 and self.dim == 0 else self._matrix(weight)
         n = self.n_power_iterations if self.training else 0
-        out, _, u, v = spectral_normalize(w, self._u, self._v, n_iterations=n, eps=self.eps)
+        if w.dtype == self._u.dtype:
+            out, _, u, v = ops.spectral_normalize(w, self._u, self._v, n, self.eps, 1.0)
+        else:
+            out, _, u, v = spectral_normalize(w, self._u, self._v, n_iterations=n, eps=self.eps)
         if self.training:
-            with torch.no_grad():
-                self._u.copy_(u)
-                self._v.copy_(v)
+            torch._foreach_copy_((self._u, self._v), (u.detach(), v.detach()))
+        if w is weight:
+            return out
         if weight.dim() == 1:
             return out.squeeze(0)
         moved = weight.movedim(self.dim, 0).shape

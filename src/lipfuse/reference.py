@@ -8,6 +8,7 @@ against the papers, not to be fast. Matrices are ``(..., m, n)``, float32 or flo
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Optional
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 __all__ = [
     "bjorck",
     "bjorck_backward",
+    "foreach_orthogonalize",
+    "foreach_orthogonalize_backward",
     "frobenius_normalize",
     "frobenius_normalize_backward",
     "largest_use",
@@ -48,23 +51,46 @@ def _each(x: Tensor) -> Tensor:
     return x[..., None, None]
 
 
+def _in_range(w: Tensor) -> tuple[Tensor, Tensor]:
+    """Huge matrices divided by a power of two, so that no square overflows, and what undoes it."""
+    if w.numel() == 0:
+        return w, w.new_ones(w.shape[:-2])
+    largest = w.detach().abs().amax((-2, -1))
+    huge = (largest > 1e6) & torch.isfinite(largest)
+    unit = torch.where(huge, torch.exp2(torch.floor(torch.log2(largest))), torch.ones_like(largest))
+    return w / _each(unit), unit
+
+
+def _largest_singular_value(w: Tensor) -> Tensor:
+    """NaN for a matrix that is not finite, where torch raises; 0 for one without elements."""
+    if min(w.shape[-2:]) == 0:
+        return w.new_zeros(w.shape[:-2])
+    finite = torch.isfinite(w).all(-1).all(-1)
+    norm = torch.linalg.matrix_norm(torch.where(_each(finite), w, torch.zeros_like(w)), ord=2)
+    return torch.where(finite, norm, torch.full_like(norm, math.nan))
+
+
 # ---- power iteration and spectral normalisation --------------------------------------------------
 
 
 def power_iteration(
     weight: Tensor, u: Tensor, v: Optional[Tensor], n_iterations: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``u <- Wv/|Wv|, v <- Wᵀu/|Wᵀu|``; sigma = uᵀWv. Products that vanish leave u, v alone."""
+    """``u <- Wv/|Wv|, v <- Wᵀu/|Wᵀu|``; sigma = uᵀWv.
+
+    Products that vanish or are not finite leave u and v alone.
+    """
+    weight, unit = _in_range(weight)
     u = u.clone(memory_format=torch.contiguous_format)
     if v is None:
         v = _matvec(weight.mT, u)
         norm = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
         even = torch.full_like(v, 1 / math.sqrt(max(1, v.shape[-1])))
-        v = torch.where(norm > eps, v / norm.clamp_min(eps), even)
+        v = torch.where((norm > eps) & torch.isfinite(norm), v / norm.clamp_min(eps), even)
     else:
         v = v.clone(memory_format=torch.contiguous_format)
     if n_iterations == 0:
-        return (u * _matvec(weight, v)).sum(-1), u, v
+        return (u * _matvec(weight, v)).sum(-1) * unit, u, v
     sigma = u.new_zeros(u.shape[:-1])
     stopped = torch.zeros(u.shape[:-1], dtype=torch.bool, device=u.device)
     for _ in range(n_iterations):
@@ -78,7 +104,7 @@ def power_iteration(
         keep = stopped.unsqueeze(-1)
         u = torch.where(keep, u, t / t_norm.unsqueeze(-1))
         v = torch.where(keep, v, s / s_norm.unsqueeze(-1))
-    return sigma, u, v
+    return sigma * unit, u, v
 
 
 def power_iteration_backward(grad_sigma: Tensor, u: Tensor, v: Tensor) -> Tensor:
@@ -176,7 +202,7 @@ def spectral_bjorck(
     """
     sigma, u, v = power_iteration(weight, u, v, n_iterations, eps)
     w = weight * _each(1 / sigma.clamp_min(eps))
-    bound = torch.linalg.matrix_norm(_gram(w), ord=2) if w.numel() else sigma
+    bound = _largest_singular_value(_gram(w))
     diverges = (bound > 0.98 * (1 + 1 / beta)) & torch.isfinite(bound)
     shrink = torch.where(diverges, bound.clamp_min(1e-30).rsqrt(), torch.ones_like(bound))
     q, history, steps = bjorck(w * _each(shrink), beta, max_iterations, eps_bjorck, save)
@@ -217,20 +243,23 @@ def orthogonalize(
     small = min(m, n)
     if small == 0:
         info = weight.new_zeros((*weight.shape[:-2], 5), dtype=torch.float64)
-        return weight.clone(), weight.new_zeros((0,)), info
+        root = (*weight.shape[:-2], 0, 0) if save and m != n else (0,)
+        return weight.clone(), weight.new_zeros(root), info
     finite = torch.isfinite(weight).all(-1).all(-1)
     safe = torch.where(_each(finite), weight, torch.zeros_like(weight))
     u, s, vh = torch.linalg.svd(safe, full_matrices=False)
     largest = s[..., :1]
     cut = 8 * torch.finfo(weight.dtype).eps * math.sqrt(small) * largest
-    kept = torch.where(s > cut, torch.ones_like(s), s / cut.clamp_min(1e-300 if s.dtype == torch.float64 else 1e-37))
+    kept = torch.where(s > cut, torch.ones_like(s), s / cut.clamp_min(torch.finfo(s.dtype).tiny))
     kept = torch.where(largest > 0, kept, torch.zeros_like(kept))
     q = (u * kept.unsqueeze(-2)) @ vh
     q = torch.where(_each(finite), q, torch.full_like(q, math.nan))
     root = weight.new_zeros((0,))
     if save and m != n:
         basis = vh.mT if m > n else u
-        root = (basis * (kept / torch.where(s > 0, s, torch.ones_like(s))).unsqueeze(-2)) @ basis.mT
+        # As in the backward: singular values below a thousandth of the largest count as that.
+        inverse = kept / torch.maximum(s, 1e-3 * largest).clamp_min(torch.finfo(s.dtype).tiny)
+        root = (basis * inverse.unsqueeze(-2)) @ basis.mT
     residual = torch.linalg.vector_norm(1 - kept.double() ** 2, dim=-1)
     info = torch.stack(
         (
@@ -280,6 +309,46 @@ def orthogonalize_backward(
     return out.contiguous()
 
 
+def _as_groups(weight: Tensor, groups: int) -> Tensor:
+    return weight.reshape(groups, weight.shape[0] // groups, -1)
+
+
+def foreach_orthogonalize(
+    weights: Sequence[Tensor],
+    groups: Sequence[int],
+    scales: Sequence[float],
+    tol: float,
+    save: bool,
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """:func:`orthogonalize` of weights ``(out, ...)``, each as ``groups`` matrices."""
+    results = [
+        orthogonalize(_as_groups(w, g), tol, s, save) for w, g, s in zip(weights, groups, scales)
+    ]
+    out = [q.reshape(w.shape) for (q, _, _), w in zip(results, weights)]
+    return out, [r for _, r, _ in results], torch.cat([i for _, _, i in results])
+
+
+def foreach_orthogonalize_backward(
+    grads: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    orthogonal: Sequence[Tensor],
+    inverse_roots: Sequence[Tensor],
+    info: Tensor,
+    groups: Sequence[int],
+    scales: Sequence[float],
+    tol: float,
+    tangent: bool,
+) -> list[Tensor]:
+    out: list[Tensor] = []
+    row = 0
+    for grad, w, q, root, g, s in zip(grads, weights, orthogonal, inverse_roots, groups, scales):
+        parts = (_as_groups(grad, g), _as_groups(w, g), _as_groups(q, g))
+        one = orthogonalize_backward(*parts, root, info[row : row + g], tol, s, tangent)
+        out.append(one.reshape(w.shape))
+        row += g
+    return out
+
+
 # ---- Frobenius normalisation and bounds ----------------------------------------------------------
 
 
@@ -300,10 +369,8 @@ def frobenius_normalize_backward(
 
 def spectral_bound(weight: Tensor, squarings: int) -> Tensor:
     """An upper bound of the spectral norm: here the norm itself, with a margin for rounding."""
-    if min(weight.shape[-2:]) == 0:
-        return weight.new_zeros(weight.shape[:-2])
     margin = 1 + 4 * math.sqrt(min(weight.shape[-2:])) * torch.finfo(weight.dtype).eps
-    return torch.linalg.matrix_norm(weight, ord=2) * margin
+    return _largest_singular_value(weight) * margin
 
 
 # ---- the convolution's corrective factor ---------------------------------------------------------

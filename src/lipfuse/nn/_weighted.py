@@ -38,7 +38,33 @@ def _rebuild(base: type[Any], state: dict[str, Any]) -> Any:
     parametrize._inject_new_class(layer)
     for name in layer.parametrizations:
         parametrize._inject_property(layer, name)
+    _shorten_access(type(layer))
     return layer
+
+
+def _shorten_access(kind: type[Any]) -> None:
+    """Lets the computed weight be read without the detours that only long chains need.
+
+    ``kind`` is the class that torch makes for one parametrized layer. A small weight is normalised
+    in a few microseconds; module calls on the way to it would cost as much again.
+    """
+    general = kind.weight
+
+    def get(layer: Any) -> Tensor:
+        chain = layer._modules["parametrizations"]._modules["weight"]
+        step = chain._modules["0"]
+        if (
+            len(chain._modules) == 1
+            and not parametrize._cache_enabled
+            and not (step._forward_hooks or step._forward_pre_hooks or chain._forward_hooks)
+            and not torch.compiler.is_compiling()
+        ):
+            weight: Tensor = step.forward(chain._parameters["original"])
+        else:
+            weight = general.fget(layer)
+        return weight
+
+    kind.weight = property(get, general.fset)
 
 
 class WeightedModule(LipschitzModule):
@@ -50,6 +76,7 @@ class WeightedModule(LipschitzModule):
     def _normalise_weight(self, parametrization: nn.Module) -> None:
         assert isinstance(self, nn.Module)
         parametrize.register_parametrization(self, "weight", parametrization, unsafe=True)
+        _shorten_access(type(self))
 
     def _draw(self, groups: int = 1) -> None:
         """Orthogonal matrices, one a group, and a zero bias."""

@@ -5,12 +5,13 @@ Importing this package registers them under ``torch.ops.lipfuse``.
 
 from lipfuse.ops.bjorck import bjorck, spectral_bjorck
 from lipfuse.ops.frobenius_normalize import frobenius_normalize
-from lipfuse.ops.orthogonalize import orthogonalize
+from lipfuse.ops.orthogonalize import foreach_orthogonalize, orthogonalize
 from lipfuse.ops.power_iteration import power_iteration, spectral_normalize
 from lipfuse.ops.spectral_bound import spectral_bound
 
 __all__ = [
     "bjorck",
+    "foreach_orthogonalize",
     "frobenius_normalize",
     "orthogonalize",
     "power_iteration",

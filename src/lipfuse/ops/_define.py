@@ -8,7 +8,7 @@ there is no native library, so that everything above the operators is the same i
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -34,6 +34,64 @@ def define(name: str, fake: Callable[..., Any]) -> Any:
     return getattr(torch.ops.lipfuse, name).default
 
 
+def _transforming() -> bool:
+    """Whether a transform of ``torch.func`` is at work."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _transformable(
+    name: str,
+    call: Callable[..., Any],
+    setup: Callable[[Any, tuple[Any, ...], Any], None],
+    backward: Callable[..., Any],
+    auxiliary: tuple[int, ...] = (),
+) -> Callable[..., Any]:
+    """``call`` for ``torch.func``, which refuses the gradients that operators register.
+
+    ``call`` is called again one transform further down. ``vmap`` only adds a leading dimension:
+    every operator works on batches.
+    """
+
+    def forward(*inputs: Any) -> Any:
+        return call(*inputs)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        setup(ctx, inputs, output)
+        if auxiliary:
+            ctx.mark_non_differentiable(*(output[i] for i in auxiliary))
+        ctx.set_materialize_grads(False)
+
+    def vmap(info: Any, in_dims: tuple[Optional[int], ...], *inputs: Any) -> Any:
+        def leading(x: Any, dim: Optional[int]) -> Any:
+            if not isinstance(x, Tensor) or _is_missing(x):
+                return x
+            return x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+
+        output = call(*map(leading, inputs, in_dims))
+        if isinstance(output, Tensor):
+            return output, 0
+        return output, tuple(None if _is_missing(x) else 0 for x in output)
+
+    members = {
+        "forward": staticmethod(forward),
+        "setup_context": staticmethod(setup_context),
+        "backward": staticmethod(backward),
+        "vmap": staticmethod(vmap),
+    }
+    function: Any = type(_title(name), (torch.autograd.Function,), members)
+    apply: Callable[..., Any] = function.apply
+    return apply
+
+
+def _is_missing(x: Tensor) -> bool:
+    """Whether it stands for what was not saved for the backward, and has no batch dimensions."""
+    return x.shape == (0,)
+
+
+def _title(name: str) -> str:
+    return "".join(part.title() for part in name.split("::")[1].split("_"))
+
+
 def differentiable(
     op: Any,
     setup: Callable[[Any, tuple[Any, ...], Any], None],
@@ -43,7 +101,8 @@ def differentiable(
     """Registers the gradient of ``op``; returns the function to call it by.
 
     Eager code goes through a :class:`torch.autograd.Function` of its own, which costs half of what
-    the generic registration does; compilers and function transforms see the operator.
+    the generic registration does; transforms of ``torch.func`` go through another, and compilers
+    see the operator.
 
     Args:
         setup: ``(ctx, inputs, output)``, saves what the backward needs.
@@ -70,27 +129,33 @@ def differentiable(
         def backward(ctx: Any, *grads: Any) -> Any:
             return backward(ctx, *grads)
 
-    Direct.__name__ = Direct.__qualname__ = "".join(p.title() for p in name.split("::")[1].split("_"))
+    Direct.__name__ = Direct.__qualname__ = _title(name)
     apply = Direct.apply
 
     def call(*inputs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return op(*inputs)
+        if _transforming():
+            return transformed(*inputs)
         weight: Tensor = inputs[0]
         if (
             weight.requires_grad
             and torch.is_grad_enabled()
             and type(weight) in (Tensor, torch.nn.Parameter)
-            and not torch.compiler.is_compiling()
-            and torch._C._functorch.peek_interpreter_stack() is None
             and not torch.is_autocast_enabled(weight.device.type)
         ):
             return apply(*inputs)
         return op(*inputs)
 
+    transformed = _transformable(name, call, setup, backward, auxiliary)
     return call
 
 
-def once_differentiable(op: Any) -> None:
-    """Makes a second differentiation of a backward operator fail in words, not silently."""
+def once_differentiable(op: Any) -> Callable[..., Any]:
+    """Makes a second differentiation of a backward operator fail in words, not silently.
+
+    Returns the function to call it by.
+    """
     name = op._schema.name
 
     def refuse(ctx: Any, *grads: Any) -> Any:
@@ -101,3 +166,11 @@ def once_differentiable(op: Any) -> None:
         )
 
     torch.library.register_autograd(name, refuse, lib=_library)
+
+    def call(*inputs: Any) -> Any:
+        if not torch.compiler.is_compiling() and _transforming():
+            return transformed(*inputs)
+        return op(*inputs)
+
+    transformed = _transformable(name, call, lambda ctx, inputs, output: None, refuse)
+    return call

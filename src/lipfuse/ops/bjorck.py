@@ -34,7 +34,7 @@ def _fake_bjorck_backward(grad: Tensor, history: Tensor, steps: Tensor, beta: fl
 
 
 _bjorck = define("bjorck", _fake_bjorck)
-_bjorck_backward = define("bjorck_backward", _fake_bjorck_backward)
+_bjorck_backward = once_differentiable(define("bjorck_backward", _fake_bjorck_backward))
 
 
 def _setup_bjorck(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -100,7 +100,7 @@ def _fake_chain_backward(
 
 
 _chain = define("spectral_bjorck", _fake_chain)
-_chain_backward = define("spectral_bjorck_backward", _fake_chain_backward)
+_chain_backward = once_differentiable(define("spectral_bjorck_backward", _fake_chain_backward))
 
 
 def _setup_chain(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -116,8 +116,6 @@ def _backward_chain(ctx: Any, grad: Optional[Tensor], *_: Any) -> tuple[Any, ...
 
 
 _chain_call = differentiable(_chain, _setup_chain, _backward_chain, auxiliary=(1, 2, 3, 4, 5))
-once_differentiable(_bjorck_backward)
-once_differentiable(_chain_backward)
 
 
 def spectral_bjorck(

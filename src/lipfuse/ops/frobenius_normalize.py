@@ -22,7 +22,7 @@ def _fake_backward(
 
 
 _normalize = define("frobenius_normalize", _fake)
-_normalize_backward = define("frobenius_normalize_backward", _fake_backward)
+_normalize_backward = once_differentiable(define("frobenius_normalize_backward", _fake_backward))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -43,7 +43,6 @@ def _backward(ctx: Any, grad: Optional[Tensor], *_: Any) -> tuple[Any, ...]:
 
 
 _call = differentiable(_normalize, _setup, _backward, auxiliary=(1,))
-once_differentiable(_normalize_backward)
 
 
 def frobenius_normalize(weight: Tensor, eps: float, scale: float) -> tuple[Tensor, Tensor]:

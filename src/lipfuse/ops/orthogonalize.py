@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Optional
 
 import torch
 from torch import Tensor
 
 from lipfuse.ops._define import define, differentiable, once_differentiable
+
+# The gradient's linear solve is stopped at this multiple of the forward's tolerance, relative.
+_SOLVE = 10
 
 INFO = ("low", "high", "residual", "bound", "stages")
 """What the last dimension of ``info`` holds."""
@@ -35,7 +39,7 @@ def _fake_backward(
 
 
 _orthogonalize = define("orthogonalize", _fake)
-_orthogonalize_backward = define("orthogonalize_backward", _fake_backward)
+_orthogonalize_backward = once_differentiable(define("orthogonalize_backward", _fake_backward))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -49,9 +53,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _grad(ctx: Any, grad: Optional[Tensor], tangent: bool) -> tuple[Any, ...]:
     out = None
     if grad is not None:
-        # The linear solve's error relative to the gradient: of the order of Q's own.
         out = _orthogonalize_backward(
-            grad, *ctx.saved_tensors, 5 * ctx.tol, ctx.scale, tangent
+            grad, *ctx.saved_tensors, _SOLVE * ctx.tol, ctx.scale, tangent
         )
     return out, None, None, None
 
@@ -61,7 +64,6 @@ def _backward(ctx: Any, grad: Optional[Tensor], *_: Any) -> tuple[Any, ...]:
 
 
 _call = differentiable(_orthogonalize, _setup, _backward, auxiliary=(1, 2))
-once_differentiable(_orthogonalize_backward)
 
 
 class _Tangent(torch.autograd.Function):
@@ -91,3 +93,103 @@ def orthogonalize(
         return out, info
     out, _, info = _call(weight, tol, scale, save)
     return out, info
+
+
+# ---- many weights in one call --------------------------------------------------------------------
+
+
+def _fake_foreach(
+    weights: Sequence[Tensor],
+    groups: Sequence[int],
+    scales: Sequence[float],
+    tol: float,
+    save: bool,
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    roots = []
+    for w, g in zip(weights, groups):
+        m = w.shape[0] // g
+        n = w.numel() // w.shape[0]
+        roots.append(w.new_empty((g, min(m, n), min(m, n)) if save and m != n else (0,)))
+    info = weights[0].new_empty((sum(groups), len(INFO)), dtype=torch.float64)
+    return [w.new_empty(w.shape) for w in weights], roots, info
+
+
+def _fake_foreach_backward(
+    grads: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    orthogonal: Sequence[Tensor],
+    inverse_roots: Sequence[Tensor],
+    info: Tensor,
+    groups: Sequence[int],
+    scales: Sequence[float],
+    tol: float,
+    tangent: bool,
+) -> list[Tensor]:
+    return [g.new_empty(g.shape) for g in grads]
+
+
+_foreach = define("foreach_orthogonalize", _fake_foreach)
+_foreach_backward = define("foreach_orthogonalize_backward", _fake_foreach_backward)
+once_differentiable(_foreach)
+once_differentiable(_foreach_backward)
+
+
+class _Foreach(torch.autograd.Function):
+    """All weights in one node: its backward runs once, when the last of their gradients is there."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, groups: list[int], scales: list[float], tol: float, tangent: bool, *weights: Tensor
+    ) -> tuple[Tensor, ...]:
+        with torch._C._AutoDispatchBelowAutograd():
+            out, roots, info = _foreach(list(weights), groups, scales, tol, True)
+        ctx.save_for_backward(info, *weights, *out, *roots)
+        ctx.arguments = (groups, scales, _SOLVE * tol, tangent)
+        ctx.set_materialize_grads(False)
+        return tuple(out)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Optional[Tensor]) -> Any:
+        info, *tensors = ctx.saved_tensors
+        groups, scales, tol, tangent = ctx.arguments
+        n = len(grads)
+        used = [i for i in range(n) if grads[i] is not None]
+        out: list[Optional[Tensor]] = [None] * n
+        if used:
+            starts = [sum(groups[:i]) for i in range(n)]
+            rows = [r for i in used for r in range(starts[i], starts[i] + groups[i])]
+            some = _foreach_backward(
+                [grads[i] for i in used],
+                [tensors[i] for i in used],
+                [tensors[n + i] for i in used],
+                [tensors[2 * n + i] for i in used],
+                info if len(used) == n else info[rows],
+                [groups[i] for i in used],
+                [scales[i] for i in used],
+                tol,
+                tangent,
+            )
+            for i, g in zip(used, some):
+                out[i] = g
+        return None, None, None, None, *out
+
+
+def foreach_orthogonalize(
+    weights: Sequence[Tensor],
+    groups: Sequence[int],
+    scales: Sequence[float],
+    tol: float,
+    tangent: bool = False,
+) -> list[Tensor]:
+    """``scales[i] * Q`` for every weight ``(out, ...)``, taken as ``groups[i]`` matrices."""
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        # Compilers and function transforms know the operator for one weight.
+        results = []
+        for w, g, s in zip(weights, groups, scales):
+            matrices = w.reshape(g, w.shape[0] // g, -1)
+            results.append(orthogonalize(matrices, tol, s, tangent)[0].reshape(w.shape))
+        return results
+    if torch.is_grad_enabled() and any(w.requires_grad for w in weights):
+        return list(_Foreach.apply(list(groups), list(scales), tol, tangent, *weights))
+    out: list[Tensor] = _foreach(list(weights), list(groups), list(scales), tol, False)[0]
+    return out

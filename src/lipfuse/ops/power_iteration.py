@@ -25,7 +25,7 @@ def _fake_outer(grad_sigma: Tensor, u: Tensor, v: Tensor) -> Tensor:
 
 
 _power = define("power_iteration", _fake_power)
-_power_backward = define("power_iteration_backward", _fake_outer)
+_power_backward = once_differentiable(define("power_iteration_backward", _fake_outer))
 
 
 def _setup_power(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -81,7 +81,7 @@ def _fake_normalize_backward(
 
 
 _normalize = define("spectral_normalize", _fake_normalize)
-_normalize_backward = define("spectral_normalize_backward", _fake_normalize_backward)
+_normalize_backward = once_differentiable(define("spectral_normalize_backward", _fake_normalize_backward))
 
 
 def _setup_normalize(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -105,8 +105,6 @@ def _backward_normalize(
 _normalize_call = differentiable(
     _normalize, _setup_normalize, _backward_normalize, auxiliary=(2, 3)
 )
-once_differentiable(_power_backward)
-once_differentiable(_normalize_backward)
 
 
 def spectral_normalize(

@@ -12,8 +12,7 @@ def _fake(weight: Tensor, squarings: int) -> Tensor:
     return weight.new_empty(weight.shape[:-2])
 
 
-_bound = define("spectral_bound", _fake)
-once_differentiable(_bound)
+_bound = once_differentiable(define("spectral_bound", _fake))
 
 
 def spectral_bound(weight: Tensor, squarings: int) -> Tensor:
