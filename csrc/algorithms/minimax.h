@@ -168,18 +168,15 @@ public:
         return table;
     }
 
+    // The odd cubic, sqrt(x) p(x) for p of degree 1.
+    const Minimax& cubic(double l) const { return covering(rows_[0], l); }
+
     // The cheapest polynomial for singular values in [l, 1] whose error is at most `tolerance`,
     // else the strongest. Degrees 1, 2, 4, 8 cost 0, 1, 2, 3 products.
     const Minimax& choose(double l, double tolerance) const {
         const Minimax* best = nullptr;
         for (const auto& row : rows_) {
-            const Minimax* p = nullptr;
-            for (const auto& q : row)  // l descends: the first one not above covers [l, 1]
-                if (q.l <= l) {
-                    p = &q;
-                    break;
-                }
-            if (!p) p = &row.back();
+            const Minimax* p = &covering(row, l);
             best = p;
             if (p->error <= tolerance) break;
         }
@@ -187,12 +184,19 @@ public:
     }
 
 private:
+    // l descends along a row: the first polynomial not above it covers [l, 1].
+    static const Minimax& covering(const std::vector<Minimax>& row, double l) {
+        for (const auto& q : row)
+            if (q.l <= l) return q;
+        return row.back();
+    }
+
     MinimaxTable() {
         for (int degree : {1, 2, 4, 8}) {
             std::vector<Minimax> row;
-            // 1 - l from 1/1000 to 1/2, then l down to 1/60: each interval at most 12 % wider.
+            // 1 - l from 1/1000 to 1/2, then l down to 1/60: in steps of 5 and 12 %.
             std::vector<double> ends;
-            for (double gap = 1e-3; gap < 0.5; gap *= 1.12) ends.push_back(1 - gap);
+            for (double gap = 1e-3; gap < 0.5; gap *= 1.05) ends.push_back(1 - gap);
             for (double l = 0.5; l > 0.017; l /= 1.12) ends.push_back(l);
             for (double l : ends) {
                 // Beyond rounding level the exchange has nothing to work on.

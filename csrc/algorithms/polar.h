@@ -27,24 +27,24 @@ struct Sided {
     bool left = rows < cols;
     int64_t small = std::min(rows, cols), big = std::max(rows, cols);
 
-    // out = XᵀY on the small side (small x small)
-    void cross(const T* x, const T* y, T* out, bool symmetric) {
+    // XᵀY on the small side (small x small)
+    template <class Epilogue>
+    void cross(const T* x, const T* y, const Epilogue& epilogue, bool symmetric) {
         auto a = backend.view(x, rows, cols), b = backend.view(y, rows, cols);
         if (left)
-            backend.multiply(a, b.transposed(), out, symmetric);
+            backend.multiply(a, b.transposed(), epilogue, symmetric);
         else
-            backend.multiply(a.transposed(), b, out, symmetric);
+            backend.multiply(a.transposed(), b, epilogue, symmetric);
+    }
+    void cross(const T* x, const T* y, T* out, bool symmetric) {
+        cross(x, y, backend.epilogue(out), symmetric);
     }
     void gram(const T* x, T* out) { cross(x, x, out, true); }
     // out = XᵀX - I
     void deviation(const T* x, T* out) {
-        auto a = backend.view(x, rows, cols);
         auto epilogue = backend.epilogue(out);
         epilogue.diagonal[0] = T(-1);
-        if (left)
-            backend.multiply(a, a.transposed(), epilogue, true);
-        else
-            backend.multiply(a.transposed(), a, epilogue, true);
+        cross(x, x, epilogue, true);
     }
     // out = alpha X M + beta Y, M small x small; out may be Y
     void apply(const T* x, const T* m, bool transpose_m, T* out, T alpha, T beta, const T* y) {
@@ -142,7 +142,7 @@ struct PolarInfo {
 };
 
 constexpr int polar_most_stages = 18;
-constexpr int polar_most_solve_steps = 64;
+constexpr double polar_gradient_floor = 1e-4;
 constexpr double polar_overshoot = 1e-5;
 
 // q <- scale * Q. Singular values of Q stay below 1 + polar_overshoot + rounding.
@@ -185,19 +185,29 @@ PolarInfo polar(Backend& backend, const typename Backend::Scalar* w, int64_t row
     // What rounding alone leaves of ‖I - QᵀQ‖_F, and what is asked of each direction: the
     // residual adds up over n of them, and no singular value may exceed 1 by more than `overshoot`.
     const double floor = 0.5 * rounding * double(n);
-    const double overshoot = std::max(std::min(tolerance, polar_overshoot), floor);
+    const double goal = std::max(tolerance, floor);
     const double per_direction = std::min(0.5 * tolerance / std::sqrt(double(n)), 0.5 * polar_overshoot);
-    double goal = overshoot;
+    // Done: the residual is small, and in no single direction does the result exceed 1 noticeably.
+    auto reached = [&] {
+        if (info.residual > goal) return false;
+        const double overshoot = 2 * std::max(std::min(tolerance, polar_overshoot), floor);
+        return info.residual <= overshoot || largest_ritz_value(backend, r, n, 8) <= 0.8 * overshoot;
+    };
     // A singular value this far below the largest is rounding noise; it is not blown up to 1.
     const double most_gain = 1 / (8 * rounding * std::sqrt(double(n)));
     double gain = 1, covered = 1;
+    double lifted = 1;  // what the stages multiplied small singular values by
     bool polished = false;
-    while (info.residual > goal && info.stages < polar_most_stages && !polished) {
+    while (!reached() && info.stages < polar_most_stages && !polished) {
         Interval range = spectrum(backend, r, n, n < 256 ? 10 : 16);
         range.low = std::max(range.low, 4 * rounding * range.high);
+        const double smallest = std::sqrt(range.low) / (lifted * unit);
         if (info.stages == 0) {
-            info.low = std::sqrt(range.low) / unit;
+            info.low = smallest;
             info.high = std::sqrt(range.high) / unit;
+        } else if (range.low < 0.5) {
+            // Earlier stages have set the small singular values apart, so this sees them better.
+            info.low = std::min(info.low, smallest);
         }
         // A smaller l would hardly lift small singular values faster, and spread the others.
         double l = std::max(0.02, std::sqrt(range.low / range.high));
@@ -230,11 +240,8 @@ PolarInfo polar(Backend& backend, const typename Backend::Scalar* w, int64_t row
         ++info.stages;
         if (gain > most_gain) polished = poly.error <= per_direction;
         gain *= poly.at_zero();
+        lifted *= poly.at_zero() / std::sqrt(range.high);
         covered = (1 - poly.error) / (1 + poly.error);
-        // What the polynomial itself leaves is expected; anything more points to a direction
-        // outside the estimated interval and asks for another stage.
-        goal = std::min(std::max(tolerance, floor),
-                        std::max(overshoot, 2 * poly.error * std::sqrt(double(n)) + floor));
         const double before = info.residual;
         if (side.big >= 2 * n && l > 0.3) {
             // p S p costs less than the Gram matrix of a tall result. Only where S is well
@@ -278,11 +285,50 @@ PolarInfo polar(Backend& backend, const typename Backend::Scalar* w, int64_t row
     return info;
 }
 
+// One step towards a well-conditioned HK + KH = C, for eigenvalues of H in [l, 1]: f(H) has the same
+// eigenvectors, so for an odd polynomial f the solution K also solves f(H) K + K f(H) = C' with
+//   C'_ij = C_ij (f(h_i) + f(h_j)) / (h_i + h_j).
+// For f(h) = a h - b h³ that is a C - b (H²C - HCH + CH²): three products lift the smallest
+// eigenvalue by up to 2.6. Returns the new l. c and h swap places with the buffers given.
+template <class Backend, class T>
+double precondition(Backend& backend, double l, int64_t n, T** c, T** h, T* k, T* d, T* product) {
+    const T* none = nullptr;
+    const Minimax& p = MinimaxTable::instance().cubic(std::max(l, 0.1));
+    const double low = p.l * p.l, top = 1 + p.error;
+    const double a = (p.c[0] - p.c[1] * (1 + low) / (1 - low)) / top;
+    const double b = -2 * p.c[1] / (1 - low) / top;
+    auto view = [&](const T* x) { return backend.view(x, n, n); };
+    auto mark = backend.mark();
+    T* y = backend.allocate(n * n);
+    backend.multiply(view(*h), view(*c), y, false);  // Y = HC
+    backend.multiply(view(*h), view(y), product, false);
+    auto e = backend.epilogue(product);  // HY - YH / 2; its skew part is what b multiplies
+    e.acc[0] = T(-0.5);
+    e.x[0] = product;
+    e.x0[0] = T(1);
+    backend.multiply(view(y), view(*h), e, false);
+    backend.axpby(n * n, T(a / b), *c, T(0), none, *c);
+    backend.fill(k, n * n, T(0));
+    backend.skew_step(product, *c, T(0), T(b), d, k, n);
+    backend.axpby(n * n, T(1), k, T(0), none, *c);
+    backend.multiply(view(*h), view(*h), y, true);
+    e = backend.epilogue(d);
+    e.acc[0] = T(-b);
+    e.x[0] = *h;
+    e.x0[0] = T(a);
+    backend.multiply(view(*h), view(y), e, true);
+    backend.axpby(n * n, T(1), d, T(0), none, *h);
+    backend.release(mark);
+    const double least = (1 - p.error) / top;
+    return l < p.l ? std::min(least, l * (a - b * l * l)) : least;
+}
+
 // The gradient of the polar factor. With A = QᵀG and H = QᵀW, K solves HK + KH = A - Aᵀ and
 //   dL/dW = Q K + (G - Q A) H^(-1),
 // whatever the forward did. The operator K -> HK + KH has eigenvalues h_i + h_j, known from the
-// forward's estimate, so Chebyshev's iteration needs one product a step and no inner product;
-// small h_i + h_j are cut off at `floor`, which bounds a gradient that is unbounded in theory.
+// forward's estimate, so Chebyshev's iteration needs one product a step and no inner product; wide
+// spectra are narrowed first. Singular values below polar_gradient_floor times the largest count
+// as that, which bounds a gradient that is unbounded in theory.
 // The tangent gradient takes H = I.
 template <class Backend>
 void polar_backward(Backend& backend, const typename Backend::Scalar* g,
@@ -313,26 +359,32 @@ void polar_backward(Backend& backend, const typename Backend::Scalar* g,
         backend.release(mark);
         return;
     }
-    const double floor = 1e-3 * high;
-    const double l1 = 2 * scale * std::max(low, floor), l2 = 2 * scale * high;
-    const double theta = (l2 + l1) / 2, delta = (l2 - l1) / 2;
-    backend.axpby(n * n, T(1 / theta), c, T(0), none, k);
+    // In units of the largest singular value: l is the smallest, or where the gradient is cut off.
+    double l = std::max(low, polar_gradient_floor * high) / high;
     T* product = backend.allocate(n * n);
-    // The error falls to 1 / T_j(sigma) after j - 1 products.
-    const double sigma = theta / std::max(delta, 1e-9 * theta);
-    if (1 / sigma > tolerance && norm > 0) {
+    if (norm > 0 && (1 - l) / (1 + l) > tolerance) {
         T* h = backend.allocate(n * n);
-        side.cross(q, w, h, true);  // scale * H
+        auto e = backend.epilogue(h);
+        e.acc[0] = T(1 / (scale * high));
+        side.cross(q, w, e, true);  // H / high
         T* d = backend.allocate(n * n);
+        while (l < 0.3) l = precondition(backend, l, n, &c, &h, k, d, product);
+        const double theta = 1 + l, delta = 1 - l;  // h_i + h_j lies in [2l, 2]
+        backend.axpby(n * n, T(1 / theta), c, T(0), none, k);
         backend.axpby(n * n, T(1), k, T(0), none, d);
+        // Chebyshev's iteration: the error falls to 1 / T_j(sigma) after j - 1 products.
+        const double sigma = theta / delta;
         double rho = 1 / sigma, reduction = 1 / sigma;
-        for (int step = 0; step < polar_most_solve_steps && reduction > tolerance; ++step) {
+        while (reduction > tolerance) {
             backend.multiply(backend.view(h, n, n), backend.view(k, n, n), product, false);
             const double next = 1 / (2 * sigma - rho);
             backend.skew_step(product, c, T(next * rho), T(2 * next / delta), d, k, n);
             reduction *= next;
             rho = next;
         }
+        backend.axpby(n * n, T(1 / (scale * high)), k, T(0), none, k);
+    } else {
+        backend.axpby(n * n, T(1 / (scale * (high + std::max(low, l * high)))), c, T(0), none, k);
     }
     // k solves (scale H) K + K (scale H) = scale (QᵀG - GᵀQ), so K is the one of the formula.
     if (square) {
