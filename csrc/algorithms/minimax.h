@@ -160,7 +160,7 @@ inline Minimax remez(int degree, double l) {
 
 }  // namespace minimax_detail
 
-// The polynomials for a grid of intervals, made once at first use (about a millisecond).
+// The polynomials for a grid of intervals, made once at first use (some 20 ms).
 class MinimaxTable {
 public:
     static const MinimaxTable& instance() {

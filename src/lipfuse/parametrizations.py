@@ -149,6 +149,12 @@ class LipschitzWeight(nn.Module):
             out = self._exactly(w, scale)
         return out.to(weight.dtype).reshape(weight.shape)
 
+    # What was computed last outside training, with copies of all it was computed from.
+    _kept: Optional[tuple[Tensor, float, Tensor]] = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None, "given": None}
+
     def _training_step(self, w: Tensor, scale: float) -> Tensor:
         if self.method == "polar":
             return ops.orthogonalize(w, TRAINING_TOL, scale, self.backward == "tangent")[0]
@@ -179,6 +185,17 @@ class LipschitzWeight(nn.Module):
         return out * shrink[..., None, None], u, v
 
     def _exactly(self, w: Tensor, scale: float) -> Tensor:
+        if w.requires_grad and torch.is_grad_enabled() or w.is_cuda or torch.compiler.is_compiling():
+            return self._to_full_accuracy(w, scale)
+        # Inference calls this for every batch. Comparing the whole parameter with that of last time
+        # costs little beside computing, and unlike a version counter it cannot be fooled.
+        kept = self._kept
+        if kept is None or kept[1] != scale or kept[0].dtype != w.dtype or not torch.equal(kept[0], w):
+            result = self._to_full_accuracy(w, scale).to(w.dtype)
+            kept = self._kept = (w.detach().clone(), scale, result)
+        return kept[2].clone()
+
+    def _to_full_accuracy(self, w: Tensor, scale: float) -> Tensor:
         if not torch.compiler.is_compiling() and not bool(torch.isfinite(w).all()):
             raise ValueError(
                 "weight must be finite to be normalised outside training, "
@@ -189,6 +206,10 @@ class LipschitzWeight(nn.Module):
             return ops.orthogonalize(exact, EVAL_TOL, scale, self.backward == "tangent")[0]
         assert self._u is not None and self._v is not None
         return self._divided(exact, self._u.double(), self._v.double(), 100, scale)[0]
+
+    def train(self, mode: bool = True) -> LipschitzWeight:
+        self._kept = None
+        return super().train(mode)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Any weight may be assigned; what is used is its normalisation."""

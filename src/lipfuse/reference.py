@@ -33,6 +33,10 @@ __all__ = [
     "spectral_normalize_backward",
 ]
 
+GRADIENT_FLOOR = 1e-4
+"""Singular values below this fraction of the largest count as that in the polar factor's gradient,
+which is unbounded in theory."""
+
 
 def _outer(u: Tensor, v: Tensor) -> Tensor:
     return u.unsqueeze(-1) * v.unsqueeze(-2)
@@ -257,8 +261,9 @@ def orthogonalize(
     root = weight.new_zeros((0,))
     if save and m != n:
         basis = vh.mT if m > n else u
-        # As in the backward: singular values below a thousandth of the largest count as that.
-        inverse = kept / torch.maximum(s, 1e-3 * largest).clamp_min(torch.finfo(s.dtype).tiny)
+        # Bounded like the rest of the gradient.
+        least = (GRADIENT_FLOOR * largest).clamp_min(torch.finfo(s.dtype).tiny)
+        inverse = kept / torch.maximum(s, least)
         root = (basis * inverse.unsqueeze(-2)) @ basis.mT
     residual = torch.linalg.vector_norm(1 - kept.double() ** 2, dim=-1)
     info = torch.stack(
@@ -299,7 +304,7 @@ def orthogonalize_backward(
     h = q.mT @ weight
     h = (h + h.mT) / 2
     values, basis = torch.linalg.eigh(h)
-    values = torch.maximum(values, 1e-3 * values.amax(-1, keepdim=True).clamp_min(0))
+    values = torch.maximum(values, GRADIENT_FLOOR * values.amax(-1, keepdim=True).clamp_min(0))
     pairs = values.unsqueeze(-1) + values.unsqueeze(-2)
     pairs = torch.where(pairs > 0, pairs, torch.full_like(pairs, math.inf))
     k = basis @ ((basis.mT @ skew @ basis) / pairs) @ basis.mT

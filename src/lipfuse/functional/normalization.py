@@ -16,6 +16,8 @@ from .._checks import check_choice, check_in_range, check_positive, check_positi
 
 __all__ = [
     "bjorck",
+    "foreach_orthogonalize",
+    "foreach_spectral_normalize",
     "frobenius_normalize",
     "orthogonalize",
     "power_iteration",
@@ -230,7 +232,7 @@ def orthogonalize(
 
     .. math:: \bar W = Q K + (G - Q A) H^{-1}.
 
-    It is unbounded where a singular value tends to 0: those below a thousandth of the largest are
+    It is unbounded where a singular value tends to 0: those below 1e-4 of the largest are
     treated as that. The tangent gradient takes :math:`H = I`,
     :math:`\bar W = Q (A - A^\top) / 2 + (G - Q A)`: the gradient projected to the tangent space of
     the orthonormal matrices, exact where W is one. A second derivative is not available and says
@@ -257,6 +259,105 @@ def orthogonalize(
     check_positive("scale", scale)
     out, _ = ops.orthogonalize(w, tol, scale, backward == "tangent")
     return out.to(weight.dtype)
+
+
+def _check_weights(weights: Sequence[Tensor], scales: Union[float, Sequence[float]]) -> list[float]:
+    if isinstance(weights, Tensor) or not isinstance(weights, (list, tuple)):
+        raise TypeError(f"weights must be a list or tuple of tensors, got {type(weights).__name__}")
+    for i, w in enumerate(weights):
+        check_tensor(f"weights[{i}]", w, min_dim=2)
+    given = [scales] * len(weights) if isinstance(scales, (int, float)) else list(scales)
+    if len(given) != len(weights):
+        raise ValueError(
+            f"scales must be a number or have {len(weights)} elements, got {len(given)}"
+        )
+    return [check_positive("scales", s) for s in given]
+
+
+def foreach_orthogonalize(
+    weights: Sequence[Tensor],
+    *,
+    tol: float = 1e-4,
+    backward: Literal["exact", "tangent"] = "exact",
+    scales: Union[float, Sequence[float]] = 1.0,
+) -> list[Tensor]:
+    """:func:`orthogonalize` of many weights in one native call, forward and backward.
+
+    Args:
+        weights: tensors ``(out, ...)``, each taken as one matrix of ``out`` rows.
+        tol, backward: as for :func:`orthogonalize`.
+        scales: what the results are multiplied by, one number or one a weight; positive.
+
+    Returns:
+        One tensor a weight, of its shape and dtype.
+
+    Raises:
+        TypeError, ValueError: for arguments of the wrong kind, length or range.
+    """
+    each = _check_weights(weights, scales)
+    check_positive("tol", tol)
+    check_choice("backward", backward, ("exact", "tangent"))
+    full = [w.float() if w.dtype in _HALF else w for w in weights]
+    out: list[Optional[Tensor]] = [None] * len(full)
+    kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    for i, w in enumerate(full):
+        if w.numel():
+            kinds.setdefault((w.dtype, w.device), []).append(i)
+        else:
+            out[i] = weights[i].clone()
+    for indices in kinds.values():
+        results = ops.foreach_orthogonalize(
+            [full[i] for i in indices],
+            [1] * len(indices),
+            [each[i] for i in indices],
+            tol,
+            backward == "tangent",
+        )
+        for i, result in zip(indices, results):
+            out[i] = result.to(weights[i].dtype)
+    return [o for o in out if o is not None]
+
+
+def foreach_spectral_normalize(
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Optional[Sequence[Tensor]] = None,
+    *,
+    n_iterations: int = 1,
+    eps: float = 1e-12,
+    scales: Union[float, Sequence[float]] = 1.0,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+    """:func:`spectral_normalize` of many weights.
+
+    Args:
+        weights: tensors ``(out, ...)``, each taken as one matrix of ``out`` rows.
+        us, vs: the vectors of each, ``(out,)`` and ``(rest,)``.
+        n_iterations, eps: as for :func:`spectral_normalize`.
+        scales: what the results are multiplied by, one number or one a weight; positive.
+
+    Returns:
+        Lists ``(normalized, sigmas, us, vs)``.
+
+    Raises:
+        TypeError, ValueError: for arguments of the wrong kind, length or range.
+    """
+    each = _check_weights(weights, scales)
+    for name, vectors in (("us", us), ("vs", vs)):
+        if vectors is not None and len(vectors) != len(weights):
+            raise ValueError(f"{name} must have {len(weights)} elements, got {len(vectors)}")
+    results = [
+        spectral_normalize(
+            w.flatten(1),
+            us[i],
+            None if vs is None else vs[i],
+            n_iterations=n_iterations,
+            eps=eps,
+            scale=each[i],
+        )
+        for i, w in enumerate(weights)
+    ]
+    out = [r[0].reshape(w.shape) for r, w in zip(results, weights)]
+    return out, [r[1] for r in results], [r[2] for r in results], [r[3] for r in results]
 
 
 def frobenius_normalize(

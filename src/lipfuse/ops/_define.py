@@ -88,6 +88,45 @@ def _is_missing(x: Tensor) -> bool:
     return x.shape == (0,)
 
 
+def _goes_direct(weight: Tensor) -> bool:
+    """Whether this is plain eager code that wants a gradient."""
+    return (
+        weight.requires_grad
+        and torch.is_grad_enabled()
+        and type(weight) in (Tensor, torch.nn.Parameter)
+        and not _transforming()
+        and not torch.is_autocast_enabled(weight.device.type)
+    )
+
+
+def _direct(
+    name: str,
+    function: Callable[..., Any],
+    setup: Callable[[Any, tuple[Any, ...], Any], None],
+    backward: Callable[..., Any],
+    auxiliary: tuple[int, ...],
+) -> Callable[..., Any]:
+    """The quickest way to give ``function`` a gradient in eager code."""
+
+    class Direct(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                output = function(*inputs)
+            setup(ctx, inputs, output)
+            ctx.mark_non_differentiable(*(output[i] for i in auxiliary))
+            ctx.set_materialize_grads(False)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            return backward(ctx, *grads)
+
+    Direct.__name__ = Direct.__qualname__ = _title(name)
+    apply: Callable[..., Any] = Direct.apply
+    return apply
+
+
 def _title(name: str) -> str:
     return "".join(part.title() for part in name.split("::")[1].split("_"))
 
@@ -115,39 +154,34 @@ def differentiable(
         # Normalisation loses its guarantee in half precision: it always runs in float32.
         torch.library.register_autocast(name, device, torch.float32, lib=_library)
 
-    class Direct(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> Any:
-            with torch._C._AutoDispatchBelowAutograd():
-                output = op(*inputs)
-            setup(ctx, inputs, output)
-            ctx.mark_non_differentiable(*(output[i] for i in auxiliary))
-            ctx.set_materialize_grads(False)
-            return output
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Any) -> Any:
-            return backward(ctx, *grads)
-
-    Direct.__name__ = Direct.__qualname__ = _title(name)
-    apply = Direct.apply
+    direct = _direct(name, op, setup, backward, auxiliary)
 
     def call(*inputs: Any) -> Any:
         if torch.compiler.is_compiling():
             return op(*inputs)
         if _transforming():
             return transformed(*inputs)
-        weight: Tensor = inputs[0]
-        if (
-            weight.requires_grad
-            and torch.is_grad_enabled()
-            and type(weight) in (Tensor, torch.nn.Parameter)
-            and not torch.is_autocast_enabled(weight.device.type)
-        ):
-            return apply(*inputs)
-        return op(*inputs)
+        return (direct if _goes_direct(inputs[0]) else op)(*inputs)
 
     transformed = _transformable(name, call, setup, backward, auxiliary)
+    return call
+
+
+def with_gradient(
+    name: str,
+    function: Callable[..., Any],
+    setup: Callable[[Any, tuple[Any, ...], Any], None],
+    backward: Callable[..., Any],
+    auxiliary: tuple[int, ...],
+) -> Callable[..., Any]:
+    """``function`` of a weight with another gradient than its own; arguments as above."""
+    direct = _direct(name, function, setup, backward, auxiliary)
+
+    def call(*inputs: Any) -> Any:
+        compiling = torch.compiler.is_compiling()
+        return (direct if not compiling and _goes_direct(inputs[0]) else transformed)(*inputs)
+
+    transformed = _transformable(name, function, setup, backward, auxiliary)
     return call
 
 

@@ -8,7 +8,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from lipfuse.ops._define import define, differentiable, once_differentiable
+from lipfuse.ops._define import define, differentiable, once_differentiable, with_gradient
 
 # The gradient's linear solve is stopped at this multiple of the forward's tolerance, relative.
 _SOLVE = 10
@@ -63,24 +63,14 @@ def _backward(ctx: Any, grad: Optional[Tensor], *_: Any) -> tuple[Any, ...]:
     return _grad(ctx, grad, False)
 
 
+def _tangent_backward(ctx: Any, grad: Optional[Tensor], *_: Any) -> tuple[Any, ...]:
+    return _grad(ctx, grad, True)
+
+
 _call = differentiable(_orthogonalize, _setup, _backward, auxiliary=(1, 2))
-
-
-class _Tangent(torch.autograd.Function):
-    """The same forward with the cheap gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, tol: float, scale: float) -> tuple[Tensor, Tensor]:
-        with torch._C._AutoDispatchBelowAutograd():
-            output = _orthogonalize(weight, tol, scale, True)
-        _setup(ctx, (weight, tol, scale, True), output)
-        ctx.mark_non_differentiable(output[2])
-        ctx.set_materialize_grads(False)
-        return output[0], output[2]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return _grad(ctx, grads[0], True)[:3]
+_tangent_call = with_gradient(
+    "lipfuse::orthogonalize_tangent", _call, _setup, _tangent_backward, auxiliary=(1, 2)
+)
 
 
 def orthogonalize(
@@ -88,10 +78,7 @@ def orthogonalize(
 ) -> tuple[Tensor, Tensor]:
     """``(scale * Q, info)``; see :data:`INFO`."""
     save = weight.requires_grad and torch.is_grad_enabled()
-    if tangent and save:
-        out, info = _Tangent.apply(weight, tol, scale)
-        return out, info
-    out, _, info = _call(weight, tol, scale, save)
+    out, _, info = (_tangent_call if tangent and save else _call)(weight, tol, scale, save)
     return out, info
 
 

@@ -1,0 +1,72 @@
+"""The functional API: arguments checked, any strides, differentiable."""
+
+from __future__ import annotations
+
+from .activation import (
+    full_sort,
+    group_sort,
+    group_sort_2,
+    householder,
+    lipschitz_prelu,
+    max_min,
+)
+from .convolution import conv_factor
+from .loss import (
+    apply_reduction,
+    categorical_hinge_loss,
+    hinge_margin_loss,
+    hinge_multiclass_loss,
+    hkr_loss,
+    hkr_multiclass_loss,
+    kr_loss,
+    lse_hkr_multiclass_loss,
+    neg_kr_loss,
+    process_labels_for_multi_gpu,
+    tau_bce_with_logits_loss,
+    tau_cross_entropy_loss,
+)
+from .normalization import (
+    bjorck,
+    foreach_orthogonalize,
+    foreach_spectral_normalize,
+    frobenius_normalize,
+    orthogonalize,
+    power_iteration,
+    spectral_bjorck,
+    spectral_norm_bound,
+    spectral_normalize,
+)
+from .pooling import l2_norm_pool2d, scaled_avg_pool2d
+
+__all__ = [
+    "apply_reduction",
+    "bjorck",
+    "categorical_hinge_loss",
+    "conv_factor",
+    "foreach_orthogonalize",
+    "foreach_spectral_normalize",
+    "frobenius_normalize",
+    "full_sort",
+    "group_sort",
+    "group_sort_2",
+    "hinge_margin_loss",
+    "hinge_multiclass_loss",
+    "hkr_loss",
+    "hkr_multiclass_loss",
+    "householder",
+    "kr_loss",
+    "l2_norm_pool2d",
+    "lipschitz_prelu",
+    "lse_hkr_multiclass_loss",
+    "max_min",
+    "neg_kr_loss",
+    "orthogonalize",
+    "power_iteration",
+    "process_labels_for_multi_gpu",
+    "scaled_avg_pool2d",
+    "spectral_bjorck",
+    "spectral_norm_bound",
+    "spectral_normalize",
+    "tau_bce_with_logits_loss",
+    "tau_cross_entropy_loss",
+]
