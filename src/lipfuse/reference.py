@@ -291,6 +291,8 @@ def orthogonalize_backward(
 ) -> Tensor:
     """With A = QᵀG and H = QᵀW: HK + KH = A - Aᵀ, then ``Q K + (G - Q A) H⁻¹``."""
     m, n = weight.shape[-2:]
+    if min(m, n) == 0:
+        return grad.clone()
     if m < n:
         flipped = orthogonalize_backward(
             grad.mT, weight.mT, orthogonal.mT, inverse_root, info, tol, scale, tangent

@@ -95,13 +95,10 @@ def _balanced(labels: Tensor, dtype: torch.dtype) -> Tensor:
     """N / (number of positives) where the label is positive, -N / (number of others) elsewhere."""
     positive = labels > 0
     total = labels.shape[0]
-    # Counting in the input's dtype would be wrong beyond 2048 samples in float16.
-    count = positive.sum(0)
-    # An absent class divides nothing: where() never picks its factor, but NaN would spoil the
-    # gradient through it.
-    of_positive = total / count.clamp(min=1).to(torch.promote_types(dtype, torch.float32))
-    of_other = -total / (total - count).clamp(min=1).to(of_positive.dtype)
-    return torch.where(positive, of_positive, of_other).to(dtype)
+    # Not in the input's dtype: float16 counts exactly to 2048 only, and ends at 65504.
+    count = positive.sum(0).to(torch.promote_types(dtype, torch.float32))
+    # The factor of an absent class is infinite, and no sample's.
+    return torch.where(positive, total / count, total / (count - total)).to(dtype)
 
 
 def process_labels_for_multi_gpu(labels: Tensor) -> Tensor:

@@ -157,12 +157,14 @@ def _times_window_value(input: Tensor, value: Tensor, kernel: tuple[int, int]) -
     """Multiply each element by the value of the window it is in, or by 0 if it is in none."""
     (height, width), (rows, columns) = input.shape[-2:], value.shape[-2:]
     spread = value.unsqueeze(-1).unsqueeze(-3)
+    # reshape, not flatten: the batched gradients of torch.autograd have no rule for flatten.
     if rows * kernel[0] == height and columns * kernel[1] == width:
         windows = torch.unflatten(input, -1, (columns, kernel[1]))
         windows = torch.unflatten(windows, -3, (rows, kernel[0]))
-        return (windows * spread).flatten(-2).flatten(-3, -2)
-    spread = spread.expand(*value.shape[:-2], rows, kernel[0], columns, kernel[1])
-    spread = spread.flatten(-2).flatten(-3, -2)
+        return (windows * spread).reshape(input.shape)
+    leading = value.shape[:-2]
+    spread = spread.expand(*leading, rows, kernel[0], columns, kernel[1])
+    spread = spread.reshape(*leading, rows * kernel[0], columns * kernel[1])
     # A negative pad cuts off what the last windows would have covered beyond the border.
     missing = (0, width - columns * kernel[1], 0, height - rows * kernel[0])
     return input * torch_functional.pad(spread, missing)

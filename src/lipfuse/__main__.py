@@ -1,0 +1,72 @@
+"""The command line: ``python -m lipfuse <command>``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+import lipfuse
+
+__all__ = ["main"]
+
+# Command, the module whose `main(argv)` runs it, and what it does.
+_COMMANDS = {
+    "info": ("lipfuse.info", "versions, and how the native library was built and runs"),
+    "demo": ("lipfuse.demo", "train, certify, attack and export a classifier of real digits"),
+    "bench": ("lipfuse.bench", "speed on this machine, against the peers installed"),
+    "certify": ("lipfuse.certify", "the certificate of a saved model"),
+}
+
+
+def _find(module_name: str) -> Callable[[Sequence[str]], int] | None:
+    """The `main` of a command's module; None where there is no such module, or none in it."""
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # Only the command itself may be absent; what it imports may not.
+        if error.name != module_name:
+            raise
+        return None
+    return getattr(module, "main", None)
+
+
+def _usage() -> str:
+    lines = ["usage: python -m lipfuse [--version] COMMAND [--help] ...", "", "commands:"]
+    lines += [f"  {name:<9}{summary}" for name, (_, summary) in _COMMANDS.items()]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: its name and its arguments; those of the process if not given.
+
+    Returns:
+        The exit status: that of the command; 2 if there is none of that name.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    name, *rest = arguments
+    if name == "--version":
+        print(lipfuse.__version__)
+        return 0
+    if name not in _COMMANDS:
+        print(f"lipfuse: there is no command {name!r}\n{_usage()}", file=sys.stderr)
+        return 2
+    command = _find(_COMMANDS[name][0])
+    if command is None:
+        print(f"lipfuse: {name} is not available yet in {lipfuse.__version__}", file=sys.stderr)
+        return 2
+    try:
+        return command(rest)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

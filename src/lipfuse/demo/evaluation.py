@@ -1,0 +1,240 @@
+"""What the network is worth on the held-out digits: certified, attacked, and the two compared.
+
+Everything is judged on the *exported* network in float64: its float32 weights are represented
+exactly there, and the rounding that is left is some ten orders of magnitude below the radii.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+import lipfuse.nn as lnn
+from lipfuse.demo.attack import l2_pgd, margins
+from lipfuse.demo.progress import Progress
+
+__all__ = [
+    "Assessment",
+    "LayerBound",
+    "Robustness",
+    "UnsoundCertificateError",
+    "assess",
+    "bound_layers",
+    "certified_radii",
+    "check_attack",
+    "jacobian_norms",
+    "total_bound",
+]
+
+# What float64 arithmetic may add to a margin of order one.
+_ROUNDING = 1e-9
+
+
+class UnsoundCertificateError(AssertionError):
+    """An attack broke what a certificate promised. Never expected; never to be ignored."""
+
+
+@dataclass(frozen=True)
+class LayerBound:
+    """An upper bound of one layer's Lipschitz constant, and where it comes from."""
+
+    name: str
+    layer: str
+    bound: float
+    how: str
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Accuracies in [0, 1] at one L2 radius."""
+
+    radius: float
+    certified: float
+    attacked: float
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """Every held-out image by itself.
+
+    Attributes:
+        rows: the accuracies, by radius.
+        certified: the certified radius of each image, 0 where the decision is wrong.
+        points: the worst image found near each.
+        broken_at: the smallest radius at which each was broken: 0 if wrong to begin with, infinite
+            if never.
+    """
+
+    rows: list[Robustness]
+    certified: Tensor
+    points: Tensor
+    broken_at: Tensor
+
+
+def bound_layers(model: nn.Sequential, plain: nn.Sequential) -> list[LayerBound]:
+    """Bound every layer of the exported network.
+
+    Args:
+        model: the network as it was trained, a chain of layers.
+        plain: its export, layer by layer.
+
+    Raises:
+        TypeError: for a layer that this does not know how to bound.
+    """
+    bounds = []
+    for (name, layer), exported in zip(model.named_children(), plain.children(), strict=True):
+        # A parametrized layer has a class of its own, which says nothing to the reader.
+        label = parametrize.type_before_parametrizations(layer).__name__
+        if type(exported) is nn.Linear:
+            sigma = torch.linalg.svdvals(exported.weight.detach().double())[0].item()
+            bounds.append(LayerBound(name, label, sigma, "largest singular value, in float64"))
+        elif type(exported) is nn.Flatten:
+            bounds.append(LayerBound(name, label, 1.0, "only reshapes"))
+        elif isinstance(layer, lnn.GroupSort):
+            bounds.append(LayerBound(name, label, layer.k_coef_lip, "sorting: 1, times k"))
+        else:
+            raise TypeError(f"no bound is known for {label} (at {name!r})")
+    return bounds
+
+
+def total_bound(bounds: Iterable[LayerBound]) -> float:
+    """The bound of the chain: the product over its layers."""
+    return math.prod(bound.bound for bound in bounds)
+
+
+def jacobian_norms(model: nn.Module, images: Tensor) -> Tensor:
+    """The spectral norm of the exact dense Jacobian at each image: never above the true constant.
+
+    Args:
+        model: the exported network.
+        images: shape (N, ...).
+
+    Returns:
+        N norms, in the dtype of the images.
+    """
+
+    def logits(image: Tensor) -> Tensor:
+        output: Tensor = model(image.unsqueeze(0)).squeeze(0)
+        return output
+
+    jacobians = torch.stack(
+        [torch.autograd.functional.jacobian(logits, image).flatten(1) for image in images]
+    )
+    return torch.linalg.matrix_norm(jacobians, ord=2)
+
+
+def certified_radii(logits: Tensor, labels: Tensor, lipschitz: float) -> Tensor:
+    """The L2 radius within which no perturbation changes the (right) decision; 0 where it is wrong.
+
+    The logits are jointly Lipschitz, so the difference of two of them, whose gradient has a part
+    along each, changes by at most sqrt(2) times as much.
+
+    Args:
+        logits: shape (N, classes).
+        labels: shape (N,).
+        lipschitz: an upper bound of the network's constant, for the vector of logits.
+    """
+    return margins(logits, labels).clamp_min(0) / (math.sqrt(2) * lipschitz)
+
+
+def check_attack(
+    model: nn.Module, images: Tensor, labels: Tensor, attacked: Tensor, lipschitz: float
+) -> None:
+    """Hold every attacked image against the certificate of the clean one.
+
+    That no image within its certified radius was broken is only the half of it: even where the
+    attack failed, the margin must not have fallen by more than the Lipschitz bound allows.
+
+    Args:
+        model: the exported network, in float64.
+        images: the clean images, float64.
+        labels: their labels.
+        attacked: what the attack made of them, float64.
+        lipschitz: the upper bound that the certificates rest on.
+
+    Raises:
+        UnsoundCertificateError: naming the first image for which the two do not agree.
+    """
+    with torch.no_grad():
+        before = margins(model(images), labels)
+        after = margins(model(attacked), labels)
+    distance = torch.linalg.vector_norm((attacked - images).flatten(1), dim=1)
+    excess = before - after - math.sqrt(2) * lipschitz * distance
+    if bool((excess > _ROUNDING).any()):
+        worst = int(excess.argmax())
+        raise UnsoundCertificateError(
+            f"image {worst}: a perturbation of L2 norm {distance[worst]:.6f} moved the margin from "
+            f"{before[worst]:.6f} to {after[worst]:.6f}, further than a Lipschitz bound of "
+            f"{lipschitz:.9f} allows, by {excess[worst]:.3g}"
+        )
+
+
+def assess(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    radii: Sequence[float],
+    lipschitz: float,
+    *,
+    steps: int,
+    restarts: int,
+    seed: int,
+) -> Assessment:
+    """Certified accuracy, and accuracy under attack, at each radius in ascending order.
+
+    An image broken at one radius counts as broken at every larger one: the same perturbation does.
+
+    Args:
+        model: the exported network, in float64.
+        images: clean images, float64, shape (N, ...), pixels in [0, 1].
+        labels: shape (N,).
+        radii: the L2 radii.
+        lipschitz: an upper bound of the network's Lipschitz constant.
+        steps: of the attack.
+        restarts: of the attack.
+        seed: of the attack's random starts.
+
+    Raises:
+        UnsoundCertificateError: if the attack breaks anything that was certified.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        certified = certified_radii(model(images), labels, lipschitz)
+    points = images.clone()
+    broken_at = torch.where(certified > 0, float("inf"), 0.0)
+    rows = []
+    progress = Progress(len(radii), "attacking")
+    for radius in sorted(radii):
+        chosen = broken_at.isinf().nonzero().squeeze(1)
+        if len(chosen) > 0:
+            clean, truth = images[chosen], labels[chosen]
+            worst = l2_pgd(
+                model,
+                clean,
+                truth,
+                radius,
+                steps=steps,
+                restarts=restarts,
+                generator=generator,
+                start=points[chosen],
+            )
+            check_attack(model, clean, truth, worst, lipschitz)
+            points[chosen] = worst
+            with torch.no_grad():
+                broken = margins(model(worst), truth) <= 0
+            if bool((broken & (certified[chosen] > radius)).any()):
+                raise UnsoundCertificateError(f"an image certified at radius {radius} was broken")
+            broken_at[chosen[broken]] = radius
+        row = Robustness(
+            radius,
+            (certified > radius).double().mean().item(),
+            broken_at.isinf().double().mean().item(),
+        )
+        rows.append(row)
+        progress.step(f"radius {radius:g}  still right {row.attacked:6.1%}")
+    return Assessment(rows, certified, points, broken_at)

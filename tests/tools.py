@@ -1,0 +1,235 @@
+"""What the tests share: matrices with chosen spectra, memory layouts, oracles in float64.
+
+Nothing here uses lipfuse, so that an error of the package cannot hide in its own yardstick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, Optional
+
+import torch
+from torch import Tensor, nn
+
+# ---- matrices ------------------------------------------------------------------------------------
+
+SHAPES: list[tuple[int, ...]] = [
+    (1, 1),
+    (1, 7),
+    (7, 1),
+    (2, 2),
+    (16, 16),
+    (17, 17),
+    (37, 23),
+    (13, 101),
+    (101, 13),
+    (67, 64),
+    (3, 5, 4),
+    (2, 3, 6, 9),
+]
+"""1x1, rows, columns, square, prime, tall and wide matrices, and batches of them."""
+
+EMPTY_SHAPES: list[tuple[int, ...]] = [(0, 4, 3), (2, 0, 4, 3), (0, 3), (3, 0), (2, 3, 0), (0, 0)]
+
+
+def singular_values(kind: str, count: int) -> Tensor:
+    """Descending order is not promised."""
+    if kind == "near":
+        return torch.empty(count, dtype=torch.float64).uniform_(0.88, 1.45)
+    if kind == "orthogonal":
+        return torch.ones(count, dtype=torch.float64)
+    if kind == "wide":
+        return torch.logspace(-2, 0.5, count, dtype=torch.float64)
+    if kind == "log":
+        return torch.logspace(-6, 3, count, dtype=torch.float64)
+    if kind == "deficient":
+        values = torch.empty(count, dtype=torch.float64).uniform_(0.5, 1.5)
+        values[(count + 1) // 2 :] = 0
+        return values
+    assert kind == "zero"
+    return torch.zeros(count, dtype=torch.float64)
+
+
+BENIGN = ["near", "orthogonal", "gaussian", "wide"]
+"""Spectra whose polar factor is well defined in float32."""
+HOSTILE = ["log", "deficient", "zero"]
+SPECTRA = BENIGN + HOSTILE
+
+
+def matrix(kind: str, shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    """A float64 matrix, or a batch of different ones, with the spectrum named."""
+    *batch, m, n = shape
+    with torch.random.fork_rng():
+        torch.manual_seed(seed + 7919 * m + 104729 * n)
+        if kind == "gaussian":
+            return torch.randn(shape, dtype=torch.float64)
+        count = 1
+        for b in batch:
+            count *= b
+        small = min(m, n)
+        parts = []
+        for _ in range(count):
+            left = torch.linalg.qr(torch.randn(m, small, dtype=torch.float64))[0]
+            right = torch.linalg.qr(torch.randn(n, small, dtype=torch.float64))[0]
+            parts.append((left * singular_values(kind, small)) @ right.mT)
+        if not parts:
+            return torch.zeros(shape, dtype=torch.float64)
+        return torch.stack(parts).reshape(shape)
+
+
+def unit(shape: tuple[int, ...], seed: int = 1) -> Tensor:
+    """Random float64 unit vectors along the last dimension."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        x = torch.randn(shape, dtype=torch.float64)
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+
+
+# ---- memory layouts ------------------------------------------------------------------------------
+
+
+def _offset(x: Tensor) -> Tensor:
+    storage = torch.full((x.numel() + 5,), 777.0, dtype=x.dtype)
+    view = storage[3 : 3 + x.numel()].view(x.shape)
+    return view.copy_(x)
+
+
+def _strided(x: Tensor) -> Tensor:
+    """Every second element of every second row of something larger."""
+    *batch, m, n = x.shape
+    large = torch.full((*batch, 2 * m + 1, 2 * n + 3), 777.0, dtype=x.dtype)
+    view = large[..., 1 : 2 * m + 1 : 2, 2 : 2 * n + 2 : 2]
+    return view.copy_(x)
+
+
+def _padded_rows(x: Tensor) -> Tensor:
+    *batch, m, n = x.shape
+    large = torch.full((*batch, m, n + 3), 777.0, dtype=x.dtype)
+    return large[..., :n].copy_(x)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "transposed": lambda x: x.mT.clone(memory_format=torch.contiguous_format).mT,
+    "offset": _offset,
+    "strided": _strided,
+    "padded rows": _padded_rows,
+    "batch last": lambda x: x.movedim(0, -1).contiguous().movedim(-1, 0),
+}
+"""The same values in memory of another kind."""
+
+
+# ---- errors --------------------------------------------------------------------------------------
+
+
+def relative_error(found: Tensor, exact: Tensor) -> float:
+    """In the Frobenius norm, of the whole tensor."""
+    size = float(torch.linalg.vector_norm(exact.double()))
+    gap = float(torch.linalg.vector_norm(found.double() - exact.double()))
+    return gap / size if size > 0 else gap
+
+
+def assert_as_good_as_plain(
+    found: Tensor, plain: Tensor, exact: Tensor, *, factor: float = 3.0, slack: float = 0.0
+) -> None:
+    """The error against ``exact`` is that of ``plain`` torch in the same precision, or smaller.
+
+    ``factor`` allows for another order of summation; where plain torch happens to be exact, a few
+    units in the last place remain.
+    """
+    assert found.shape == plain.shape == exact.shape
+    assert found.dtype == plain.dtype
+    if not exact.numel():
+        return
+    ulp = torch.finfo(found.dtype).eps
+    allowed = factor * relative_error(plain, exact) + 4 * ulp + slack
+    assert relative_error(found, exact) <= allowed
+
+
+def largest_singular_value(x: Tensor) -> float:
+    """Of the worst matrix of a batch, in float64."""
+    if not x.numel():
+        return 0.0
+    return float(torch.linalg.matrix_norm(x.detach().double(), ord=2).max())
+
+
+# ---- oracles -------------------------------------------------------------------------------------
+
+
+def polar_factor(w: Tensor) -> Tensor:
+    """In float64, by singular value decomposition."""
+    u, _, vh = torch.linalg.svd(w.double(), full_matrices=False)
+    return u @ vh
+
+
+def polar_gradient(w: Tensor, g: Tensor) -> Tensor:
+    """The gradient of <polar factor, G> in float64, in the basis of the singular vectors.
+
+    dQ = U (X - Xᵀ) / (s_i + s_j) Vᵀ + (the part of dW outside both bases) / s with X = UᵀdW V.
+    """
+    w, g = w.double(), g.double()
+    if w.shape[-2] < w.shape[-1]:
+        return polar_gradient(w.mT, g.mT).mT
+    u, s, vh = torch.linalg.svd(w, full_matrices=False)
+    x = u.mT @ g @ vh.mT
+    inside = u @ ((x - x.mT) / (s.unsqueeze(-1) + s.unsqueeze(-2))) @ vh
+    outside = (g - u @ (u.mT @ g)) @ vh.mT / s.unsqueeze(-2) @ vh
+    return inside + outside
+
+
+def plain_bjorck(w: Tensor, beta: float, steps: int) -> Tensor:
+    for _ in range(steps):
+        w = (1 + beta) * w - beta * w @ w.mT @ w
+    return w
+
+
+def dense(module: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Tensor:
+    """The matrix of an affine map, column by column, from one call: as it computes, rounding and all.
+
+    Args:
+        module: takes a batch.
+        shape: of one input, without the batch dimension.
+    """
+    size = torch.Size(shape).numel()
+    parameter: Optional[Tensor] = None
+    if isinstance(module, nn.Module):
+        parameter = next(iter(module.parameters()), None)
+    dtype = torch.float32 if parameter is None else parameter.dtype
+    inputs = torch.cat([torch.zeros(1, size), torch.eye(size)]).to(dtype).reshape(size + 1, *shape)
+    with torch.no_grad():
+        outputs = module(inputs).double().reshape(size + 1, -1)
+    return (outputs[1:] - outputs[:1]).mT
+
+
+def operator_norm(module: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> float:
+    """The exact Lipschitz constant of an affine map: the largest singular value of its matrix."""
+    return largest_singular_value(dense(module, shape))
+
+
+# ---- process state -------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """torch with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def flat(results: Any) -> list[Tensor]:
+    """The tensors of an operator's result."""
+    if isinstance(results, Tensor):
+        return [results]
+    return [x for result in results for x in flat(result)]
+
+
+def equal_bits(a: Any, b: Any) -> bool:
+    """Whether all tensors are the same to the last bit, NaN included."""
+    return all(
+        x.dtype == y.dtype and x.shape == y.shape and torch.equal(x.nan_to_num(nan=1.25e7), y.nan_to_num(nan=1.25e7))
+        for x, y in zip(flat(a), flat(b), strict=True)
+    )
