@@ -54,4 +54,22 @@ STABLE_TORCH_LIBRARY(lipfuse, m) {
         " float scale) -> Tensor");
 
     m.def("spectral_bound(Tensor weight, int squarings) -> Tensor");
+
+    // Activations and pools: any floating-point type and layout, which the results keep.
+    m.def(
+        "sort_pairs(Tensor input, int dim, float scale, bool save)"
+        " -> (Tensor sorted, Tensor swapped)");
+    m.def("sort_pairs_backward(Tensor grad, Tensor swapped, int dim, float scale) -> Tensor");
+    m.def(
+        "l2_norm_pool2d(Tensor input, int kernel_height, int kernel_width, bool ceil_mode,"
+        " float scale) -> Tensor");
+    m.def(
+        "l2_norm_pool2d_backward(Tensor grad, Tensor input, int kernel_height, int kernel_width,"
+        " bool ceil_mode, float scale) -> Tensor");
+    m.def(
+        "scaled_avg_pool2d(Tensor input, int kernel_height, int kernel_width, bool ceil_mode,"
+        " float scale) -> Tensor");
+    m.def(
+        "scaled_avg_pool2d_backward(Tensor grad, int height, int width, int kernel_height,"
+        " int kernel_width, bool ceil_mode, float scale) -> Tensor");
 }

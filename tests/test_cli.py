@@ -34,9 +34,12 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_command_without_a_module_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(cli._COMMANDS, "later", ("lipfuse.no_such_module", "something"))
+    monkeypatch.setitem(cli._COMMANDS, "later", ("lipfuse.no_such_module", "something", "yet"))
     assert cli.main(["later", "--fast"]) == 2
     assert "later is not available yet" in capsys.readouterr().err
+    monkeypatch.setitem(cli._COMMANDS, "later", ("no_such_package.module", "something", "here"))
+    assert cli.main(["later"]) == 2
+    assert "later is not available here" in capsys.readouterr().err
 
 
 def test_a_module_that_fails_to_import_is_not_called_absent(
@@ -46,7 +49,7 @@ def test_a_module_that_fails_to_import_is_not_called_absent(
     with open(path, "w") as file:
         file.write("import no_such_package_anywhere\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(cli._COMMANDS, "later", ("needs_something", "something"))
+    monkeypatch.setitem(cli._COMMANDS, "later", ("needs_something", "something", "yet"))
     with pytest.raises(ModuleNotFoundError, match="no_such_package_anywhere"):
         cli.main(["later"])
 

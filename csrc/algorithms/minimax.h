@@ -158,6 +158,22 @@ inline Minimax remez(int degree, double l) {
     return p;
 }
 
+// Close to 1 the binomial series of x^(-1/2) around the middle is as good, and needs no exchange,
+// which would have nothing but rounding to work on.
+inline Minimax series(int degree, double l) {
+    const double low = l * l, mid = (1 + low) / 2, ratio = (1 - low) / (1 + low);
+    Minimax p{};
+    p.degree = degree;
+    p.l = l;
+    double term = 1 / std::sqrt(mid);
+    for (int k = 0; k <= degree; ++k) {
+        p.c[k] = term;
+        term *= -(k + 0.5) / (k + 1) * ratio;
+    }
+    p.error = std::fabs(term) * 1.05 + 1e-16;
+    return p;
+}
+
 }  // namespace minimax_detail
 
 // The polynomials for a grid of intervals, made once at first use (some 20 ms).
@@ -194,14 +210,15 @@ private:
     MinimaxTable() {
         for (int degree : {1, 2, 4, 8}) {
             std::vector<Minimax> row;
-            // 1 - l from 1/1000 to 1/2, then l down to 1/60: in steps of 5 and 12 %.
+            // 1 - l from 1e-8 to 1/2, then l down to 1/60, in steps of 5 and 12 %.
             std::vector<double> ends;
+            for (double gap = 1e-8; gap < 1e-3; gap *= 4) ends.push_back(1 - gap);
             for (double gap = 1e-3; gap < 0.5; gap *= 1.05) ends.push_back(1 - gap);
             for (double l = 0.5; l > 0.017; l /= 1.12) ends.push_back(l);
             for (double l : ends) {
-                // Beyond rounding level the exchange has nothing to work on.
-                if ((degree == 8 && l > 0.86) || (degree == 4 && l > 0.985)) continue;
-                Minimax p = minimax_detail::remez(degree, l);
+                if (degree == 8 && l > 0.86) continue;  // degree 4 is at rounding level already
+                const bool close = l > (degree == 4 ? 0.985 : 0.999);
+                Minimax p = close ? minimax_detail::series(degree, l) : minimax_detail::remez(degree, l);
                 if (degree == 8 && !minimax_detail::factor(p)) continue;
                 row.push_back(p);
             }

@@ -159,7 +159,6 @@ PolarInfo polar(Backend& backend, const typename Backend::Scalar* w, int64_t row
     PolarInfo info;
     auto mark = backend.mark();
 
-    // Squares of tiny or huge elements leave the range of T; a power of two brings them back.
     const double largest = backend.largest(w, area);
     if (!(largest > 0) || !std::isfinite(largest)) {
         // Zero stays zero; NaN or Inf spread to the whole result, visibly.
@@ -168,10 +167,13 @@ PolarInfo polar(Backend& backend, const typename Backend::Scalar* w, int64_t row
         info.residual = largest == 0 ? std::sqrt(double(n)) : std::numeric_limits<double>::quiet_NaN();
         return info;
     }
+    // R = WᵀW - I keeps the digits of WᵀW only if that is not far below I, and squares of tiny or
+    // huge elements leave the range of T. A power of two brings the singular values to about 1.
     double unit = 1;
     const T* source = w;
-    if (largest < 1e-6 || largest > 1e6) {
-        unit = std::ldexp(1.0, -std::ilogb(largest));
+    const double typical = largest / std::sqrt(double(n));
+    if (typical < 0.5 || typical > 2) {
+        unit = std::ldexp(1.0, -std::ilogb(typical));
         backend.axpby(area, T(unit), w, T(0), static_cast<const T*>(nullptr), q);
         source = q;
     }

@@ -172,7 +172,8 @@ public:
 
     void fill(T* x, int64_t n, T value) { std::fill(x, x + n, value); }
 
-    // The largest magnitude; NaN if there is one.
+    // The Euclidean norm, or where squares leave the range of T the largest magnitude. NaN if there
+    // is one.
     double largest(const T* x, int64_t n) {
         const double squares = dot(n, x, x);
         // The squares' sum is all that is needed unless it left the range of T.

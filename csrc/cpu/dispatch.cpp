@@ -9,10 +9,14 @@
 
 namespace lipfuse::cpu {
 
-#define LIPFUSE_DECLARE(set)                       \
-    namespace set {                                \
-    extern const Kernels<float> float_kernels;     \
-    extern const Kernels<double> double_kernels;   \
+#define LIPFUSE_DECLARE(set)                                  \
+    namespace set {                                           \
+    extern const Kernels<float> float_kernels;                \
+    extern const Kernels<double> double_kernels;              \
+    extern const LayerKernels<float> float_layer_kernels;     \
+    extern const LayerKernels<double> double_layer_kernels;   \
+    extern const LayerKernels<Bf16> bf16_layer_kernels;       \
+    extern const LayerKernels<Fp16> fp16_layer_kernels;       \
     }
 LIPFUSE_DECLARE(generic)
 #ifdef LIPFUSE_X86
@@ -26,13 +30,23 @@ struct Entry {
     const char* name;
     const Kernels<float>* float_kernels;
     const Kernels<double>* double_kernels;
+    const LayerKernels<float>* float_layer_kernels;
+    const LayerKernels<double>* double_layer_kernels;
+    const LayerKernels<Bf16>* bf16_layer_kernels;
+    const LayerKernels<Fp16>* fp16_layer_kernels;
 };
 
+#define LIPFUSE_ENTRY(set)                                                               \
+    {                                                                                    \
+        #set, &set::float_kernels, &set::double_kernels, &set::float_layer_kernels,      \
+            &set::double_layer_kernels, &set::bf16_layer_kernels, &set::fp16_layer_kernels \
+    }
+
 const Entry entries[] = {
-    {"generic", &generic::float_kernels, &generic::double_kernels},
+    LIPFUSE_ENTRY(generic),
 #ifdef LIPFUSE_X86
-    {"avx2", &avx2::float_kernels, &avx2::double_kernels},
-    {"avx512", &avx512::float_kernels, &avx512::double_kernels},
+    LIPFUSE_ENTRY(avx2),
+    LIPFUSE_ENTRY(avx512),
 #endif
 };
 
@@ -103,5 +117,15 @@ template <>
 LIPFUSE_EXPORT const Kernels<double>& kernels<double>() {
     return *entries[static_cast<int>(selected_instruction_set())].double_kernels;
 }
+
+#define LIPFUSE_LAYER_KERNELS(E, member)                                       \
+    template <>                                                                \
+    LIPFUSE_EXPORT const LayerKernels<E>& layer_kernels<E>() {                 \
+        return *entries[static_cast<int>(selected_instruction_set())].member;  \
+    }
+LIPFUSE_LAYER_KERNELS(float, float_layer_kernels)
+LIPFUSE_LAYER_KERNELS(double, double_layer_kernels)
+LIPFUSE_LAYER_KERNELS(Bf16, bf16_layer_kernels)
+LIPFUSE_LAYER_KERNELS(Fp16, fp16_layer_kernels)
 
 }  // namespace lipfuse::cpu

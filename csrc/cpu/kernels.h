@@ -86,10 +86,68 @@ struct Kernels {
     void (*gather)(const View<const T>& a, int64_t row_begin, int64_t row_end, T* out);
 };
 
+// Half precision, which is only ever loaded and stored.
+struct Bf16 {
+    uint16_t bits;
+};
+struct Fp16 {
+    uint16_t bits;
+};
+template <class E>
+struct WideType {
+    using type = E;
+};
+template <>
+struct WideType<Bf16> {
+    using type = float;
+};
+template <>
+struct WideType<Fp16> {
+    using type = float;
+};
+
+// Windows side by side over images of height x width x channels, row-major.
+struct Pool {
+    int64_t height, width, channels, kernel_height, kernel_width, out_height, out_width;
+    double scale;
+    double smallest = 0;    // the gradient of a norm below this is zero
+    int64_t buffer = 2048;  // how many elements of a row to take at once
+
+    int64_t scratch() const {
+        const int64_t window = kernel_width * channels;
+        return 2 * ((buffer < window ? window : buffer) + 64);
+    }
+};
+
+// Passes of activations and pools, on elements of any floating-point type.
+template <class E>
+struct LayerKernels {
+    using Wide = typename WideType<E>::type;
+    // Rows of `inner` first and `inner` second elements, the first `length` of each; inner = 1:
+    // neighbours. out = scale * the pairs in ascending order; swapped (may be null): one byte a pair.
+    void (*sort_pairs)(const E* in, int64_t rows, int64_t inner, int64_t length, double scale,
+                       E* out, uint8_t* swapped);
+    // out = scale * the pairs, exchanged where swapped.
+    void (*swap_pairs)(const E* in, const uint8_t* swapped, int64_t rows, int64_t inner,
+                       int64_t length, double scale, E* out);
+    // The rows of outputs [begin, end), counted over all images. Backward passes write all rows of
+    // the input that belong to them.
+    void (*average_pool)(const Pool& pool, int64_t begin, int64_t end, const E* in, Wide* scratch,
+                         E* out);
+    void (*average_pool_backward)(const Pool& pool, int64_t begin, int64_t end, const E* grad,
+                                  Wide* scratch, E* out);
+    void (*l2_pool)(const Pool& pool, int64_t begin, int64_t end, const E* in, Wide* scratch,
+                    E* out);
+    void (*l2_pool_backward)(const Pool& pool, int64_t begin, int64_t end, const E* grad,
+                             const E* in, Wide* scratch, E* out);
+};
+
 enum class InstructionSet { generic = 0, avx2 = 1, avx512 = 2 };
 
 template <class T>
 LIPFUSE_EXPORT const Kernels<T>& kernels();  // the set in use
+template <class E>
+LIPFUSE_EXPORT const LayerKernels<E>& layer_kernels();
 
 // Instruction sets that were compiled and that this processor has, best last.
 LIPFUSE_EXPORT int available_instruction_sets(InstructionSet out[3]);

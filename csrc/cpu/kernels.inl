@@ -9,6 +9,9 @@ namespace lipfuse::cpu::LIPFUSE_ISA {
 
 #include "product.inl"
 #include "vector.inl"
+#include "element.inl"
+#include "activation.inl"
+#include "pooling.inl"
 
 template <class T>
 static constexpr Kernels<T> table() {
@@ -32,8 +35,23 @@ static constexpr Kernels<T> table() {
     return t;
 }
 
+template <class E>
+static constexpr LayerKernels<E> layer_table() {
+    return {sort_pairs<E>, swap_pairs<E>, average_pool<E>, average_pool_backward<E>, l2_pool<E>,
+            l2_pool_backward<E>};
+}
+
 extern const Kernels<float> float_kernels;
 extern const Kernels<double> double_kernels;
 const Kernels<float> float_kernels = table<float>();
 const Kernels<double> double_kernels = table<double>();
+
+extern const LayerKernels<float> float_layer_kernels;
+extern const LayerKernels<double> double_layer_kernels;
+extern const LayerKernels<Bf16> bf16_layer_kernels;
+extern const LayerKernels<Fp16> fp16_layer_kernels;
+const LayerKernels<float> float_layer_kernels = layer_table<float>();
+const LayerKernels<double> double_layer_kernels = layer_table<double>();
+const LayerKernels<Bf16> bf16_layer_kernels = layer_table<Bf16>();
+const LayerKernels<Fp16> fp16_layer_kernels = layer_table<Fp16>();
 }  // namespace lipfuse::cpu::LIPFUSE_ISA

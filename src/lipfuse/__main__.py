@@ -10,12 +10,16 @@ import lipfuse
 
 __all__ = ["main"]
 
-# Command, the module whose `main(argv)` runs it, and what it does.
+# The module whose `main(argv)` runs a command, what it does, and when there may be no such module.
 _COMMANDS = {
-    "info": ("lipfuse.info", "versions, and how the native library was built and runs"),
-    "demo": ("lipfuse.demo", "train, certify, attack and export a classifier of real digits"),
-    "bench": ("lipfuse.bench", "speed on this machine, against the peers installed"),
-    "certify": ("lipfuse.certify", "the certificate of a saved model"),
+    "info": ("lipfuse.info", "versions, and how the native library was built and runs", "at all"),
+    "demo": ("lipfuse.demo", "train, certify, attack and export a classifier of digits", "at all"),
+    "bench": (
+        "benchmarks.__main__",
+        "speed on this machine, against the peers installed",
+        "outside the root of a source checkout",
+    ),
+    "certify": ("lipfuse.certify", "the certificate of a saved model", "yet"),
 }
 
 
@@ -24,8 +28,8 @@ def _find(module_name: str) -> Callable[[Sequence[str]], int] | None:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        # Only the command itself may be absent; what it imports may not.
-        if error.name != module_name:
+        # Only the command itself, or its package, may be absent; what it imports may not.
+        if not f"{module_name}.".startswith(f"{error.name}."):
             raise
         return None
     return getattr(module, "main", None)
@@ -33,7 +37,7 @@ def _find(module_name: str) -> Callable[[Sequence[str]], int] | None:
 
 def _usage() -> str:
     lines = ["usage: python -m lipfuse [--version] COMMAND [--help] ...", "", "commands:"]
-    lines += [f"  {name:<9}{summary}" for name, (_, summary) in _COMMANDS.items()]
+    lines += [f"  {name:<9}{summary}" for name, (_, summary, _) in _COMMANDS.items()]
     return "\n".join(lines)
 
 
@@ -57,9 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in _COMMANDS:
         print(f"lipfuse: there is no command {name!r}\n{_usage()}", file=sys.stderr)
         return 2
-    command = _find(_COMMANDS[name][0])
+    module_name, _, absent = _COMMANDS[name]
+    command = _find(module_name)
     if command is None:
-        print(f"lipfuse: {name} is not available yet in {lipfuse.__version__}", file=sys.stderr)
+        print(f"lipfuse: {name} is not available {absent}", file=sys.stderr)
         return 2
     try:
         return command(rest)

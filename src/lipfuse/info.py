@@ -41,9 +41,7 @@ def _native() -> dict[str, str]:
     rows["compiler"] = build.get("compiler") or _UNKNOWN
     rows["compiler flags"] = build.get("flags") or "none"
     rows["built for torch"] = f"{build.get('torch_target') or _UNKNOWN} and later"
-    rows["instruction set"] = (
-        f"{features.get('selected') or _UNKNOWN} (available: {available})"
-    )
+    rows["instruction set"] = f"{features.get('selected') or _UNKNOWN} (available: {available})"
     rows["CUDA built for"] = build.get("cuda_architectures") or "nothing: CPU only"
     if build.get("version", lipfuse.__version__) != lipfuse.__version__:
         rows["warning"] = (

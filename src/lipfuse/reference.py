@@ -55,6 +55,11 @@ def _each(x: Tensor) -> Tensor:
     return x[..., None, None]
 
 
+def _divisor(sigma: Tensor, eps: float) -> Tensor:
+    """sigma, which may be negative where u and v are stale, kept away from zero."""
+    return torch.where(sigma.abs() < eps, eps, sigma)
+
+
 def _in_range(w: Tensor) -> tuple[Tensor, Tensor]:
     """Huge matrices divided by a power of two, so that no square overflows, and what undoes it."""
     if w.numel() == 0:
@@ -121,7 +126,7 @@ def spectral_normalize(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``scale W / sigma`` (Miyato et al., 2018)."""
     sigma, u, v = power_iteration(weight, u, v, n_iterations, eps)
-    out = weight * _each(scale / sigma.clamp_min(eps))
+    out = weight * _each(scale / _divisor(sigma, eps))
     return out.contiguous(), sigma, u, v
 
 
@@ -136,10 +141,11 @@ def spectral_normalize_backward(
     scale: float,
 ) -> Tensor:
     """``(c G - <G, Ŵ> u vᵀ) / sigma + g_sigma u vᵀ``."""
-    along = torch.where(sigma < eps, 0.0, -_inner(grad, normalized) / sigma.clamp_min(eps))
+    divisor = _divisor(sigma, eps)
+    along = torch.where(sigma.abs() < eps, 0.0, -_inner(grad, normalized) / divisor)
     if grad_sigma is not None:
         along = along + grad_sigma
-    return _each(scale / sigma.clamp_min(eps)) * grad + _each(along) * _outer(u, v)
+    return _each(scale / divisor) * grad + _each(along) * _outer(u, v)
 
 
 # ---- Björck --------------------------------------------------------------------------------------
@@ -205,7 +211,7 @@ def spectral_bjorck(
     The second result holds sigma and the factor by which the guard shrank the weight, ``(..., 2)``.
     """
     sigma, u, v = power_iteration(weight, u, v, n_iterations, eps)
-    w = weight * _each(1 / sigma.clamp_min(eps))
+    w = weight * _each(1 / _divisor(sigma, eps))
     bound = _largest_singular_value(_gram(w))
     diverges = (bound > 0.98 * (1 + 1 / beta)) & torch.isfinite(bound)
     shrink = torch.where(diverges, bound.clamp_min(1e-30).rsqrt(), torch.ones_like(bound))
@@ -227,8 +233,9 @@ def spectral_bjorck_backward(
     g = bjorck_backward(grad * scale, history, steps, beta)
     norm, shrink = sigma[..., 0], sigma[..., 1]
     first = history[..., 0, :, :] if history.dim() == g.dim() + 1 else g
-    along = torch.where(norm < eps, 0.0, -_inner(g, first) / norm.clamp_min(eps))
-    return _each(shrink / norm.clamp_min(eps)) * g + _each(along) * _outer(u, v)
+    divisor = _divisor(norm, eps)
+    along = torch.where(norm.abs() < eps, 0.0, -_inner(g, first) / divisor)
+    return _each(shrink / divisor) * g + _each(along) * _outer(u, v)
 
 
 # ---- the polar factor ----------------------------------------------------------------------------

@@ -74,9 +74,7 @@ def test_more_restarts_are_never_weaker() -> None:
 
     def worst(restarts: int) -> Tensor:
         seeded = torch.Generator().manual_seed(5)
-        attacked = l2_pgd(
-            model, images, labels, 0.7, steps=8, restarts=restarts, generator=seeded
-        )
+        attacked = l2_pgd(model, images, labels, 0.7, steps=8, restarts=restarts, generator=seeded)
         return margins(model(attacked), labels)
 
     assert (worst(4) <= worst(1) + 1e-12).all()

@@ -15,7 +15,8 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0:00"), (59.4, "0:59"), (75.2, "1:15"), (3600, "60:00"), (-1, "0:00")]
+    ("seconds", "text"),
+    [(0, "0:00"), (59.4, "0:59"), (75.2, "1:15"), (3600, "60:00"), (-1, "0:00")],
 )
 def test_clock(seconds: float, text: str) -> None:
     assert clock(seconds) == text

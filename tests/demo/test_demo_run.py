@@ -98,8 +98,10 @@ def test_learning_rate_rises_and_falls() -> None:
 
 def test_a_batch_larger_than_the_data_is_cut(digits: Digits) -> None:
     few = Digits(
-        digits.train_images[:50], digits.train_labels[:50],
-        digits.test_images[:20], digits.test_labels[:20],
+        digits.train_images[:50],
+        digits.train_labels[:50],
+        digits.test_images[:20],
+        digits.test_labels[:20],
     )
     model = build_unconstrained(8, 1, "relu")
     history = train(model, few, Settings(epochs=1, batch_size=1000))

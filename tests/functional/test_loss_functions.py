@@ -70,7 +70,9 @@ def test_a_batch_split_between_devices_adds_up(seed: int, samples: int, parts: i
     whole = F.hkr_loss(outputs, target, 0.2)
     piece = F.hkr_loss(outputs[:2], processed[:2], 0.2, multi_gpu=True)
     torch.testing.assert_close(piece, whole[:2])
-    torch.testing.assert_close(F.neg_kr_loss(outputs, processed, True), F.neg_kr_loss(outputs, target))
+    torch.testing.assert_close(
+        F.neg_kr_loss(outputs, processed, True), F.neg_kr_loss(outputs, target)
+    )
 
 
 @settings(max_examples=60, deadline=None)

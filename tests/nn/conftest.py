@@ -23,7 +23,9 @@ def lipschitz_at() -> Callable[[Callable[[Tensor], Tensor], Tensor], float]:
     return _lipschitz_at
 
 
-def _largest_gain(function: Callable[[Tensor], Tensor], pairs: list[tuple[Tensor, Tensor]]) -> float:
+def _largest_gain(
+    function: Callable[[Tensor], Tensor], pairs: list[tuple[Tensor, Tensor]]
+) -> float:
     """The largest ratio of output to input distances: what the Jacobian at a point cannot see."""
     with torch.no_grad():
         ratios = [(function(x) - function(y)).norm() / (x - y).norm() for x, y in pairs]

@@ -172,7 +172,10 @@ def test_sequential_exports_itself() -> None:
 CONVOLUTIONS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
     "1d": (lambda **k: nn.Conv1d(4, 6, 3, 2, 1, 2, groups=2, **k), (9,)),
     "2d": (lambda **k: nn.Conv2d(4, 6, (3, 1), (1, 2), "valid", padding_mode="zeros", **k), (9, 8)),
-    "2d-circular": (lambda **k: nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular", **k), (5, 5)),
+    "2d-circular": (
+        lambda **k: nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular", **k),
+        (5, 5),
+    ),
     "2d-same": (lambda **k: nn.Conv2d(4, 6, 3, padding="same", **k), (5, 5)),
     "3d": (lambda **k: nn.Conv3d(4, 2, 2, **k), (3, 4, 3)),
     "transposed-1d": (lambda **k: nn.ConvTranspose1d(4, 6, 3, 2, 1, 1, **k), (5,)),
@@ -408,3 +411,32 @@ def test_the_export_can_be_compiled() -> None:
     for batch in (2, 3):
         x = torch.randn(batch, 4, 4, 4)
         torch.testing.assert_close(compiled(x), model(x))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("k", [0.5, 3.0])
+def test_networks_of_normalised_layers_are_exported_at_full_accuracy(
+    k: float, training: bool
+) -> None:
+    torch.manual_seed(0)
+    model = lnn.Sequential(
+        lnn.SpectralConv2d(2, 4, 3, padding=1),
+        lnn.GroupSort2(),
+        lnn.ScaledL2NormPool2d(2),
+        nn.Flatten(),
+        lnn.SpectralLinear(36, 10),
+        lnn.FullSort(),
+        lnn.FrobeniusLinear(10, 1),
+        k_coef_lip=k,
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    model.train(training)
+    plain = vanilla_model(model, in_place=False).double()
+    assert kinds(plain) <= {"torch"}
+    x = torch.randn(1, 2, 6, 6, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(plain, x).reshape(1, -1)
+    # One output behind orthogonal layers: little of the constant is lost to the layers' rest.
+    assert 0.1 * k < torch.linalg.matrix_norm(jacobian, 2) <= k * (1 + 1e-5)
+    torch.testing.assert_close(plain(x).float(), model.eval()(x.float()), rtol=1e-4, atol=1e-5)

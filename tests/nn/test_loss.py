@@ -173,7 +173,8 @@ def test_training_with_a_loss_separates_two_classes() -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [lnn.HKRLoss, lnn.HKRMulticlassLoss, lnn.SoftHKRMulticlassLoss, lnn.LseHKRMulticlassLoss]
+    "make",
+    [lnn.HKRLoss, lnn.HKRMulticlassLoss, lnn.SoftHKRMulticlassLoss, lnn.LseHKRMulticlassLoss],
 )
 def test_an_alpha_in_the_older_meaning_is_converted_with_a_warning(
     make: Callable[..., nn.Module],

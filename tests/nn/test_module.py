@@ -349,7 +349,7 @@ def test_other_layers_give_one_clear_warning(layer: nn.Module) -> None:
 
 
 def test_several_unknown_layers_share_one_warning() -> None:
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="cannot vouch for") as caught:
         lnn.Sequential(nn.GELU(), nn.ReLU(), nn.SELU())
     assert len(caught) == 1
     assert "(0): GELU" in str(caught[0].message) and "(2): SELU" in str(caught[0].message)

@@ -15,6 +15,10 @@ from lipfuse import _native, reference
 
 needs_native = pytest.mark.skipif(not _native.loaded, reason="no native library")
 every_operator = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+# Those that take lists have no batch dimensions, and groups of at least one row.
+of_one_weight = pytest.mark.parametrize(
+    "case", [c for c in CASES if not c.name.startswith("foreach")], ids=lambda c: c.name
+)
 
 
 def mapped(arguments: Any, function: Callable[[Tensor], Tensor]) -> Any:
@@ -130,11 +134,9 @@ def test_native_equals_the_reference_in_float64(case: Case, kind: str, isa: str)
             assert float((n - e).double().norm()) <= allowed, shape
 
 
-@every_operator
+@of_one_weight
 def test_every_matrix_of_a_batch_is_on_its_own(case: Case) -> None:
     """A batch gives what its matrices give one by one."""
-    if case.name.startswith("foreach"):
-        pytest.skip("takes a list")
     weight = tools.matrix("gaussian", (3, 9, 6))
     arguments = case.arguments(weight, torch.float64)
     together = valid(case, case.op(*arguments))
@@ -155,12 +157,10 @@ def _item(arguments: Arguments, i: int) -> Arguments:
     )
 
 
-@every_operator
+@of_one_weight
 @pytest.mark.parametrize("shape", tools.EMPTY_SHAPES, ids=str)
 def test_empty_weights(case: Case, shape: tuple[int, ...]) -> None:
     """Nothing is read or written, results have the reference's shapes, and norms are zero."""
-    if case.name.startswith("foreach"):
-        pytest.skip("takes weights with at least one row a group")
     for dtype in (torch.float32, torch.float64):
         arguments = case.arguments(torch.zeros(shape, dtype=torch.float64), dtype)
         native, plain = case.op(*arguments), case.reference(*arguments)
@@ -185,11 +185,9 @@ def test_layouts(case: Case, layout: str) -> None:
         assert same, shape
 
 
-@every_operator
+@of_one_weight
 def test_expanded_tensors(case: Case) -> None:
     """One matrix seen as a batch: strides of zero."""
-    if case.name.startswith("foreach"):
-        pytest.skip("takes a list")
     arguments = case.arguments(tools.matrix("near", (6, 4)), torch.float32)
 
     def stretched(a: Any) -> Any:

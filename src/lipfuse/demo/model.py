@@ -14,7 +14,7 @@ __all__ = ["Activation", "build_constrained", "build_unconstrained"]
 Activation = Literal["groupsort", "relu"]
 
 
-def build_constrained(width: int, depth: int) -> nn.Module:
+def build_constrained(width: int, depth: int) -> lnn.Sequential:
     """A 1-Lipschitz classifier: ``depth`` hidden layers of ``width`` neurons and GroupSort2.
 
     The last layer is constrained as a whole (`SpectralLinear`), so the vector of logits is jointly
@@ -30,7 +30,7 @@ def build_constrained(width: int, depth: int) -> nn.Module:
     return lnn.Sequential(*layers, k_coef_lip=1.0)
 
 
-def build_unconstrained(width: int, depth: int, activation: Activation) -> nn.Module:
+def build_unconstrained(width: int, depth: int, activation: Activation) -> nn.Sequential:
     """The same architecture from torch's own linear layers."""
     layers: list[nn.Module] = [nn.Flatten()]
     size = SIDE * SIDE

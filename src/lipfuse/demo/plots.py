@@ -50,12 +50,12 @@ def plot_training(history: History, file: Path) -> None:
     epochs = range(1, len(history.loss) + 1)
     left.plot(epochs, history.loss, color=_GREEN)
     left.set(title="Training loss", xlabel="epoch")
-    for values, label, colour, style in (
-        (history.train_accuracy, "training, distorted digits", _GREEN, "-"),
-        (history.test_accuracy, "held out, clean", _BLACK, "-"),
-        (history.test_certified, f"held out, certified at {CURVE_RADIUS:g}", _BLUE, "-"),
+    for values, label, colour in (
+        (history.train_accuracy, "training, distorted digits", _GREEN),
+        (history.test_accuracy, "held out, clean", _BLACK),
+        (history.test_certified, f"held out, certified at {CURVE_RADIUS:g}", _BLUE),
     ):
-        right.plot(epochs, [100 * value for value in values], style, color=colour, label=label)
+        right.plot(epochs, [100 * value for value in values], color=colour, label=label)
     right.set(title="Accuracy (%)", xlabel="epoch")
     # The interesting part is the top; a bad first epoch may leave it.
     right.set_ylim(min(60.0, 100 * min(history.test_certified[len(epochs) // 4 :])), 100)
@@ -75,7 +75,10 @@ def plot_robustness(clean_accuracy: float, assessment: Assessment, file: Path) -
     radii = [0.0] + [row.radius for row in assessment.rows]
     attacked = [100 * clean_accuracy] + [100 * row.attacked for row in assessment.rows]
     axes.axhline(100 * clean_accuracy, color=_BLACK, linestyle="--", label="clean")
-    axes.plot(radii, attacked, "o-", color=_RED, markersize=4, clip_on=False, label="under PGD attack")
+    # Not clipped: the last marker sits on the frame.
+    axes.plot(
+        radii, attacked, "o-", color=_RED, markersize=4, clip_on=False, label="under PGD attack"
+    )
     axes.plot(grid.tolist(), curve.tolist(), color=_BLUE, label="certified")
     axes.set(
         title="Held-out digits under L2 perturbations",
@@ -115,22 +118,18 @@ def plot_digits(
     for column, index in enumerate(_representatives(labels, assessment)):
         broken = float(assessment.broken_at[index])
         distance = float(torch.linalg.vector_norm(assessment.points[index] - images[index]))
+        captions = [f"certified {assessment.certified[index]:.2f}"]
         if broken == 0:
-            captions = ("wrong as it is", "")
+            captions = ["wrong as it is", ""]
         elif broken == float("inf"):
-            captions = (f"certified {assessment.certified[index]:.2f}", f"withstands {distance:.2f}")
+            captions.append(f"withstands {distance:.2f}")
         else:
-            captions = (
-                f"certified {assessment.certified[index]:.2f}",
-                f"a {int(predictions[index])} at {distance:.2f}",
-            )
+            captions.append(f"a {int(predictions[index])} at {distance:.2f}")
         for row, picture in enumerate((images[index], assessment.points[index])):
             panel = axes[row * CLASSES + column]
             panel.imshow(picture.squeeze(0).tolist(), cmap="gray_r", vmin=0, vmax=1)
             panel.set(xticks=[], yticks=[])
-            panel.set_title(
-                captions[row], fontsize=9, color=_BLUE if row == 0 else _RED, pad=4
-            )
+            panel.set_title(captions[row], fontsize=9, color=_BLUE if row == 0 else _RED, pad=4)
             panel.spines[:].set_color("#BBBBBB")
     axes[0].set_ylabel("held out")
     axes[CLASSES].set_ylabel("attacked")

@@ -118,9 +118,7 @@ def run(settings: Settings) -> Results:
     write_json(results, settings.output / "results.json")
     try:
         plot_training(history, settings.output / "training.png")
-        plot_robustness(
-            results.clean_accuracy, assessment, settings.output / "robustness.png"
-        )
+        plot_robustness(results.clean_accuracy, assessment, settings.output / "robustness.png")
         with torch.no_grad():
             predictions = exact(assessment.points).argmax(dim=1)
         plot_digits(images, labels, predictions, assessment, settings.output / "digits.png")

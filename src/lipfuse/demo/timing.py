@@ -14,9 +14,7 @@ from lipfuse.demo.training import Loss
 __all__ = ["step_times"]
 
 
-def _stepper(
-    model: nn.Module, images: Tensor, labels: Tensor, loss_of: Loss
-) -> Callable[[], None]:
+def _stepper(model: nn.Module, images: Tensor, labels: Tensor, loss_of: Loss) -> Callable[[], None]:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     model.train()
 
@@ -50,9 +48,7 @@ def step_times(
         steps: steps measured.
         warm_up: steps before that.
     """
-    steppers = {
-        name: _stepper(model, images, labels, loss_of) for name, model in models.items()
-    }
+    steppers = {name: _stepper(model, images, labels, loss_of) for name, model in models.items()}
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for round_ in range(warm_up + steps):
         for name, step in steppers.items():

@@ -107,8 +107,6 @@ def train(model: nn.Module, digits: Digits, settings: Settings) -> History:
         with torch.no_grad():
             margin = margins(model(digits.test_images), digits.test_labels)
         history.test_accuracy.append((margin > 0).double().mean().item())
-        history.test_certified.append(
-            (margin > CURVE_RADIUS * math.sqrt(2)).double().mean().item()
-        )
+        history.test_certified.append((margin > CURVE_RADIUS * math.sqrt(2)).double().mean().item())
     history.seconds = time.perf_counter() - started
     return history

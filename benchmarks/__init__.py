@@ -1,0 +1,1 @@
+"""How fast, how small and how accurate lipfuse is; see README.md."""

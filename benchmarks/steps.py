@@ -1,0 +1,191 @@
+"""Whole training steps: forward, loss, backward, optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import lipfuse
+from benchmarks import peers
+from benchmarks.runner import Call, Contender, Session, Target
+
+QUESTION = "whole training steps, constrained and not"
+
+PLAIN, SORTED, DEEL = "plain, ReLU", "plain, GroupSort2, L2 pool", "deel-torchlip"
+OURS, FUSED = "lipfuse", "lipfuse, fuse"
+RETRACTED, BOTH = "lipfuse, retract_", "lipfuse, fuse, retract_"
+QUICK = (PLAIN, DEEL, FUSED, BOTH)
+"""Of the slowest network, a quick run measures these."""
+LEARNING_RATE = 1e-4
+"""Small, so that the weights stay where they start: all contenders work on the same spectra."""
+
+
+@dataclass(frozen=True)
+class Kit:
+    """The layers a network is built from."""
+
+    linear: Callable[[int, int], nn.Module]
+    conv: Callable[[int, int], nn.Module]
+    activation: Callable[[], nn.Module]
+    pool: Callable[[], nn.Module]
+
+
+def _plain_conv(inputs: int, outputs: int) -> nn.Module:
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
+def _kit(layers: Any) -> Kit:
+    """Of lipfuse or deel-torchlip: the names are the same."""
+    return Kit(
+        layers.SpectralLinear,
+        lambda inputs, outputs: layers.SpectralConv2d(inputs, outputs, 3, padding=1),
+        layers.GroupSort2,
+        lambda: layers.ScaledL2NormPool2d((2, 2)),
+    )
+
+
+KITS: dict[str, Kit] = {
+    PLAIN: Kit(nn.Linear, _plain_conv, nn.ReLU, lambda: nn.AvgPool2d(2)),
+    SORTED: Kit(
+        nn.Linear,
+        _plain_conv,
+        lipfuse.nn.GroupSort2,
+        lambda: lipfuse.nn.ScaledL2NormPool2d((2, 2)),
+    ),
+    OURS: _kit(lipfuse.nn),
+}
+
+
+def mlp(kit: Kit) -> nn.Sequential:
+    """784-512-512-256-10."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in ((784, 512), (512, 512), (512, 256)):
+        layers += [kit.linear(inputs, outputs), kit.activation()]
+    return nn.Sequential(*layers, kit.linear(256, 10))
+
+
+def small_cnn(kit: Kit) -> nn.Sequential:
+    """For 28x28 images: two pairs of convolutions of 16 and 32 channels, two linear layers."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in ((1, 16), (16, 32)):
+        layers += [kit.conv(inputs, outputs), kit.activation()]
+        layers += [kit.conv(outputs, outputs), kit.activation(), kit.pool()]
+    layers += [nn.Flatten(), kit.linear(32 * 7 * 7, 64), kit.activation(), kit.linear(64, 10)]
+    return nn.Sequential(*layers)
+
+
+def six_convs(kit: Kit) -> nn.Sequential:
+    """For 32x32 images: 3-64-64-128-128-256-256, pooled after every second, one linear layer."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in ((3, 64), (64, 128), (128, 256)):
+        layers += [kit.conv(inputs, outputs), kit.activation()]
+        layers += [kit.conv(outputs, outputs), kit.activation(), kit.pool()]
+    return nn.Sequential(*layers, nn.Flatten(), kit.linear(256 * 4 * 4, 10))
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is trained, on which batch, and what is wanted of it."""
+
+    build: Callable[[Kit], nn.Sequential]
+    shape: tuple[int, ...]
+    targets: tuple[Target, ...]
+
+
+NETWORKS = {
+    "MLP 784-512-512-256-10, batch 128": Network(
+        mlp, (128, 784), (Target.faster(DEEL, FUSED, 4.0),)
+    ),
+    "CNN 28x28, batch 128": Network(
+        small_cnn, (128, 1, 28, 28), (Target.faster(DEEL, FUSED, 2.2),)
+    ),
+    "six convolutions 32x32, batch 16": Network(
+        six_convs,
+        (16, 3, 32, 32),
+        (
+            Target.faster(DEEL, FUSED, 2.3),
+            Target.within(FUSED, PLAIN, 1.35),
+            Target.within(BOTH, PLAIN, 1.15),
+        ),
+    ),
+}
+
+
+def set_weights(model: nn.Module) -> None:
+    """The same raw weights for every contender, with singular values as training leaves them."""
+    found = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    for seed, layer in enumerate(found):
+        chain: Any = getattr(layer, "parametrizations", None)
+        weight: Tensor = layer.weight if chain is None else chain.weight.original
+        rows, columns = weight.shape[0], weight.numel() // weight.shape[0]
+        with torch.no_grad():
+            weight.copy_(peers.matrix("near", rows, columns, seed).reshape(weight.shape))
+            if layer.bias is not None:
+                layer.bias.zero_()
+
+
+def training_step(model: nn.Module, x: Tensor, labels: Tensor, retract: bool = False) -> Call:
+    """Forward, cross-entropy, backward and Adam; then the retraction, if there is one."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+    loss_of = nn.CrossEntropyLoss()
+    model.train()
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss_of(model(x), labels).backward()
+        optimizer.step()
+        if retract:
+            lipfuse.optim.retract_(model)
+
+    return step
+
+
+def _contender(name: str, network: Network, kit: Kit, x: Tensor, labels: Tensor) -> Contender:
+    model = network.build(kit)
+    set_weights(model)
+    retract = name in (RETRACTED, BOTH)
+    if retract:
+        lipfuse.optim.retract_(model)
+    if name in (FUSED, BOTH):
+        lipfuse.fuse(model)
+    if name == DEEL:
+        with torch.no_grad():
+            for _ in range(30):  # its power iterations settle
+                for layer in model:
+                    getattr(layer, "weight", None)
+    step = training_step(model, x, labels, retract)
+    return Contender(name, step, ours=name.startswith("lipfuse"))
+
+
+def run(session: Session) -> None:
+    """All networks."""
+    torchlip, reason = peers.deel()
+    quick = session.settings.quick
+    for case, network in NETWORKS.items():
+        if not session.wants(case):
+            continue
+        torch.manual_seed(0)
+        x = torch.randn(network.shape)
+        labels = torch.randint(10, (network.shape[0],))
+        contenders = []
+        for name in (PLAIN, SORTED, DEEL, OURS, FUSED, RETRACTED, BOTH):
+            if name == DEEL and torchlip is None:
+                contenders.append(Contender(name, None, reason))
+                continue
+            if quick and network.build is six_convs and name not in QUICK:
+                contenders.append(Contender(name, None, "left out of quick runs"))
+                continue
+            kit = _kit(torchlip) if name == DEEL else KITS.get(name, KITS[OURS])
+            contenders.append(_contender(name, network, kit, x, labels))
+        session.compare(
+            case,
+            contenders,
+            ours=FUSED,
+            targets=network.targets,
+            patience=5.0,
+            about={"shape": list(network.shape), "optimizer": f"Adam, lr {LEARNING_RATE:g}"},
+        )

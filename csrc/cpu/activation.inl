@@ -1,0 +1,117 @@
+// Sorting of pairs. A row of pairs is `inner` first elements followed by `inner` second ones; with
+// inner = 1 the elements of a pair are neighbours. One byte a pair says whether it was swapped.
+
+// One byte a lane, 1 where the lanes of a comparison are true, and back.
+template <class T>
+struct Flags {
+    typedef typename IndexOf<T>::type I;
+    typedef I Lanes __attribute__((vector_size(LIPFUSE_VECTOR_BYTES)));
+    typedef int8_t Bytes
+        __attribute__((vector_size(LIPFUSE_VECTOR_BYTES / sizeof(T)), aligned(1), may_alias));
+
+    static inline void write(uint8_t* p, Lanes m) {
+        *reinterpret_cast<Bytes*>(p) = __builtin_convertvector(m, Bytes) & int8_t(1);
+    }
+    static inline Lanes read(const uint8_t* p) {
+        return __builtin_convertvector(*reinterpret_cast<const Bytes*>(p), Lanes) != 0;
+    }
+    static inline void write_some(uint8_t* p, Lanes m, int64_t n) {
+        for (int64_t i = 0; i < n; ++i) p[i] = m[i] != 0;
+    }
+    static inline Lanes read_some(const uint8_t* p, int64_t n) {
+        Lanes m = {};
+        for (int64_t i = 0; i < n; ++i) m[i] = p[i] ? -1 : 0;
+        return m;
+    }
+};
+
+// Calls f(first, second, flags, n) for vectors of pairs; it returns by reference what to write to
+// out, and n is how many pairs there are.
+template <class E, class F>
+static inline void for_pairs(const E* in, int64_t rows, int64_t inner, int64_t length, E* out, F f) {
+    typedef C<E> T;
+    constexpr int w = Simd<T>::width;
+    if (inner == 1) {
+        int64_t p = 0;
+        for (; p + w <= rows; p += w) {
+            const Vec<T> x = read(in + 2 * p), y = read(in + 2 * p + w);
+            Vec<T> first = Neighbours<T>::even(x, y), second = Neighbours<T>::odd(x, y);
+            f(first, second, p, int64_t(w));
+            write(out + 2 * p, Neighbours<T>::low(first, second));
+            write(out + 2 * p + w, Neighbours<T>::high(first, second));
+        }
+        if (p < rows) {
+            E lanes[2 * w] = {};
+            for (int64_t i = 0; i < 2 * (rows - p); ++i) lanes[i] = in[2 * p + i];
+            const E* from = lanes;
+            const Vec<T> x = read(from), y = read(from + w);
+            Vec<T> first = Neighbours<T>::even(x, y), second = Neighbours<T>::odd(x, y);
+            f(first, second, p, rows - p);
+            write(static_cast<E*>(lanes), Neighbours<T>::low(first, second));
+            write(lanes + w, Neighbours<T>::high(first, second));
+            for (int64_t i = 0; i < 2 * (rows - p); ++i) out[2 * p + i] = lanes[i];
+        }
+        return;
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+        const E* a = in + 2 * r * inner;
+        E* to = out + 2 * r * inner;
+        int64_t i = 0;
+        for (; i + w <= length; i += w) {
+            Vec<T> first = read(a + i), second = read(a + inner + i);
+            f(first, second, r * inner + i, int64_t(w));
+            write(to + i, first);
+            write(to + inner + i, second);
+        }
+        if (i < length) {
+            const int64_t n = length - i;
+            Vec<T> first = read_some(a + i, n), second = read_some(a + inner + i, n);
+            f(first, second, r * inner + i, n);
+            write_some(to + i, first, n);
+            write_some(to + inner + i, second, n);
+        }
+    }
+}
+
+template <class T>
+static inline void swap_where(typename Flags<T>::Lanes swap, Vec<T>& first, Vec<T>& second) {
+    const Vec<T> low = swap ? second : first;
+    second = swap ? first : second;
+    first = low;
+}
+
+// A comparison with NaN is false: such a pair stays as it is.
+template <class E>
+static void sort_pairs(const E* in, int64_t rows, int64_t inner, int64_t length, double scale,
+                       E* out, uint8_t* swapped) {
+    typedef C<E> T;
+    const Vec<T> factor = splat<T>(T(scale));
+    for_pairs(in, rows, inner, length, out,
+              [=](Vec<T>& first, Vec<T>& second, int64_t pair, int64_t n) LIPFUSE_INLINED {
+                  const typename Flags<T>::Lanes swap = first > second;
+                  if (swapped) {
+                      if (n == Simd<T>::width)
+                          Flags<T>::write(swapped + pair, swap);
+                      else
+                          Flags<T>::write_some(swapped + pair, swap, n);
+                  }
+                  swap_where<T>(swap, first, second);
+                  first *= factor;
+                  second *= factor;
+              });
+}
+
+template <class E>
+static void swap_pairs(const E* in, const uint8_t* swapped, int64_t rows, int64_t inner,
+                       int64_t length, double scale, E* out) {
+    typedef C<E> T;
+    const Vec<T> factor = splat<T>(T(scale));
+    for_pairs(in, rows, inner, length, out,
+              [=](Vec<T>& first, Vec<T>& second, int64_t pair, int64_t n) LIPFUSE_INLINED {
+                  swap_where<T>(n == Simd<T>::width ? Flags<T>::read(swapped + pair)
+                                                    : Flags<T>::read_some(swapped + pair, n),
+                                first, second);
+                  first *= factor;
+                  second *= factor;
+              });
+}

@@ -1,0 +1,281 @@
+"""The polar factor: orthonormal as promised, never above one, and its gradient for every spectrum."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import tools
+import torch
+from torch import Tensor
+
+import lipfuse.functional as F
+from lipfuse import ops, reference
+
+op = torch.ops.lipfuse.orthogonalize
+TOLERANCES = [(torch.float32, 1e-2), (torch.float32, 1e-4), (torch.float32, 1e-7), (torch.float64, 1e-7)]
+
+
+def rounding(w: Tensor) -> float:
+    """What rounding may leave of ‖I - QᵀQ‖: a few units in the last place a direction."""
+    return 3 * torch.finfo(w.dtype).eps * min(w.shape[-2:])
+
+
+def residual(q: Tensor) -> Tensor:
+    q = q.double()
+    gram = q @ q.mT if q.shape[-2] < q.shape[-1] else q.mT @ q
+    return torch.linalg.matrix_norm(gram - torch.eye(gram.shape[-1], dtype=torch.float64))
+
+
+# ---- the value -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype, tol", TOLERANCES, ids=str)
+@pytest.mark.parametrize("kind", tools.BENIGN)
+def test_orthonormal_to_the_tolerance_and_the_polar_factor(
+    kind: str, dtype: torch.dtype, tol: float, isa: str
+) -> None:
+    for shape in tools.SHAPES:
+        w = tools.matrix(kind, shape).to(dtype)
+        q, _, info = op(w, tol, 1.0, False)
+        assert (residual(q) <= tol + rounding(w)).all(), shape
+        assert (info[..., 2] <= tol + rounding(w)).all(), shape
+        exact = tools.polar_factor(w)
+        plain = reference.orthogonalize(w, tol, 1.0, False)[0]
+        tools.assert_as_good_as_plain(q, plain, exact, slack=tol)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.2, 4.0])
+@pytest.mark.parametrize("dtype, tol", TOLERANCES, ids=str)
+@pytest.mark.parametrize("kind", tools.SPECTRA)
+def test_no_singular_value_above_one(
+    kind: str, dtype: torch.dtype, tol: float, scale: float, isa: str
+) -> None:
+    """By more than 1e-5 and rounding, whatever the matrix: the guarantee of the layers."""
+    for shape in tools.SHAPES:
+        for seed in range(2):
+            w = tools.matrix(kind, shape, seed).to(dtype)
+            q, _, info = op(w, tol, scale, False)
+            assert q.isfinite().all()
+            norms = torch.linalg.matrix_norm(q.double(), ord=2) / scale
+            assert (norms <= 1 + 1e-5 + rounding(w)).all(), (shape, float(norms.max()))
+            assert (norms <= info[..., 3] + 2 * torch.finfo(dtype).eps).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "scale", [1e-30, 1e-20, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 10.0, 1e3, 1e6, 1e7, 1e20, 1e30]
+)
+def test_size_of_the_weight_does_not_matter(scale: float, dtype: torch.dtype, isa: str) -> None:
+    for shape in [(1, 1), (1, 9), (9, 1), (8, 8), (30, 20), (16, 144)]:
+        for kind in ("near", "orthogonal", "gaussian"):
+            w = (tools.matrix(kind, shape) * scale).to(dtype)
+            q, _, _ = op(w, 1e-4, 1.0, False)
+            assert q.isfinite().all(), (shape, kind)
+            assert tools.largest_singular_value(q) <= 1 + 1e-5 + rounding(w), (shape, kind)
+            assert residual(q) <= 1e-4 + rounding(w), (shape, kind)
+            assert float((q.double() - tools.polar_factor(w)).norm()) <= 2e-4, (shape, kind)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ill_conditioned_directions(dtype: torch.dtype, isa: str) -> None:
+    """What stands clear of rounding is brought to 1; the rest stays between 0 and 1."""
+    for shape in [(7, 7), (16, 16), (37, 23), (23, 37), (13, 101)]:
+        for kind in ("log", "deficient"):
+            w = tools.matrix(kind, shape).to(dtype)
+            q, _, _ = op(w, 1e-4, 1.0, False)
+            u, s, vh = torch.linalg.svd(w.double(), full_matrices=False)
+            values = torch.einsum("mi,mn,in->i", u, q.double(), vh)
+            clear = s > 3e-3 * s[0]
+            assert ((values[clear] - 1).abs() <= 1e-3).all(), (shape, kind)
+            assert (values >= -1e-3).all() and (values <= 1 + 1e-5 + rounding(w)).all()
+
+
+def test_scale_multiplies_the_result() -> None:
+    for shape in tools.SHAPES:
+        w = tools.matrix("near", shape)
+        q, root, info = op(w, 1e-7, 1.0, True)
+        scaled, root_scaled, info_scaled = op(w, 1e-7, 3.0, True)
+        assert torch.allclose(scaled, 3 * q, rtol=1e-14)
+        assert torch.equal(root, root_scaled) and torch.equal(info, info_scaled)
+
+
+def test_info_tells_the_spectrum() -> None:
+    """The ends of W's spectrum, as good as the gradient's solver needs them; the proven bound."""
+    for shape in [(8, 8), (37, 23), (23, 37), (2, 12, 9)]:
+        w = tools.matrix("near", shape)
+        values = torch.linalg.svdvals(w)
+        q, _, info = op(w, 1e-7, 1.0, False)
+        low, high, residual_found, bound, _ = info.unbind(-1)
+        assert torch.allclose(high, values[..., 0], rtol=0.35)
+        assert torch.allclose(low, values[..., -1], rtol=0.5)
+        assert torch.allclose(residual_found, residual(q), atol=1e-10)
+        assert (torch.linalg.matrix_norm(q, ord=2) <= bound * (1 + 1e-15)).all()
+
+
+def test_one_matrix_does_not_touch_its_neighbours() -> None:
+    w = tools.matrix("near", (4, 9, 6)).float()
+    alone = op(w, 1e-4, 1.0, False)[0]
+    bad = w.clone()
+    bad[0], bad[1, 2, 3], bad[2, 0, 0] = 0, math.nan, math.inf
+    q = op(bad, 1e-4, 1.0, False)[0]
+    assert not q[0].any()
+    assert q[1].isnan().all() and q[2].isnan().all()
+    assert torch.equal(q[3], alone[3])
+
+
+# ---- the gradient --------------------------------------------------------------------------------
+
+WELL_CONDITIONED = [s for s in tools.SHAPES if min(s[-2:]) > 1] + [(1, 7), (7, 1), (1, 1), (40, 40)]
+
+
+def gradients(w: Tensor, g: Tensor, tol: float, scale: float = 1.0) -> Tensor:
+    w = w.clone().requires_grad_()
+    out, _ = ops.orthogonalize(w, tol, scale)
+    return torch.autograd.grad(out, w, g)[0]
+
+
+@pytest.mark.parametrize("dtype, tol, allowed", [
+    (torch.float32, 1e-4, 1e-3),
+    (torch.float32, 1e-6, 5e-5),
+    (torch.float64, 1e-4, 1e-3),
+    (torch.float64, 1e-7, 2e-6),
+], ids=str)
+@pytest.mark.parametrize("kind", ["near", "orthogonal"])
+def test_gradient_near_the_orthonormal_matrices(
+    kind: str, dtype: torch.dtype, tol: float, allowed: float, isa: str
+) -> None:
+    """Where training happens."""
+    for shape in WELL_CONDITIONED:
+        w = tools.matrix(kind, shape).to(dtype)
+        g = tools.matrix("gaussian", shape, 9).to(dtype)
+        exact = tools.polar_gradient(w, g)
+        size = max(float(exact.norm()), 1e-2 * float(g.norm()))  # a column's may vanish
+        assert float((gradients(w, g, tol).double() - exact).norm()) <= allowed * size, shape
+
+
+@pytest.mark.parametrize("dtype, tol, allowed", [
+    (torch.float32, 1e-4, 5e-3),
+    (torch.float64, 1e-4, 5e-3),
+    (torch.float64, 1e-7, 1e-5),
+], ids=str)
+@pytest.mark.parametrize("kind", ["gaussian", "wide"])
+def test_gradient_of_wide_spectra(
+    kind: str, dtype: torch.dtype, tol: float, allowed: float, isa: str
+) -> None:
+    """At initialisation, after a large step: singular values over two or three decades.
+
+    In float32 the reference value is as far off as a solve in float32 makes it.
+    """
+    for shape in [*WELL_CONDITIONED, (64, 64), (100, 100)]:
+        w = tools.matrix(kind, shape).to(dtype)
+        g = tools.matrix("gaussian", shape, 9).to(dtype)
+        exact = tools.polar_gradient(w, g)
+        q, root, info = reference.orthogonalize(w, tol, 1.0, True)
+        plain = reference.orthogonalize_backward(g, w, q, root, info, tol, 1.0, False)
+        size = max(float(exact.norm()), 1e-2 * float(g.norm() / w.norm()))
+        rough = float((plain.double() - exact).norm())
+        found = float((gradients(w, g, tol).double() - exact).norm())
+        assert found <= allowed * size + 3 * rough, shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", tools.HOSTILE)
+def test_gradient_is_bounded_where_a_singular_value_vanishes(
+    kind: str, dtype: torch.dtype, isa: str
+) -> None:
+    """By that of a singular value 1e-4 times the largest, as the docstring says."""
+    for shape in tools.SHAPES:
+        w = tools.matrix(kind, shape).to(dtype)
+        g = tools.matrix("gaussian", shape, 9).to(dtype)
+        grad = gradients(w, g, 1e-4)
+        assert grad.isfinite().all()
+        largest = tools.largest_singular_value(w)
+        steepest = 1 / (reference.GRADIENT_FLOOR * largest) if largest else 0.0
+        assert float(grad.double().norm()) <= 3 * steepest * float(g.double().norm()), shape
+
+
+def test_zero_has_no_gradient_and_recovers(isa: str) -> None:
+    """Zero stays zero; one step away from it the result is orthonormal again."""
+    for shape in [(5, 5), (7, 4), (4, 7), (1, 1)]:
+        w = torch.zeros(shape, requires_grad=True)
+        out, _ = ops.orthogonalize(w, 1e-4, 1.0)
+        assert not out.any()
+        out.backward(torch.ones(shape))
+        assert w.grad is not None and not w.grad.any()
+        with torch.no_grad():
+            w += 1e-3 * torch.randn(shape)
+        assert residual(ops.orthogonalize(w, 1e-4, 1.0)[0].detach()) <= 1e-4 + rounding(w)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 3), (4, 2), (2, 4), (2, 3, 2)], ids=str)
+def test_gradcheck(shape: tuple[int, ...]) -> None:
+    w = tools.matrix("near", shape).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: F.orthogonalize(x, tol=1e-12, scale=0.7), w)
+
+
+def test_gradient_of_a_scaled_factor() -> None:
+    for shape in [(6, 6), (9, 4), (4, 9)]:
+        w, g = tools.matrix("near", shape), tools.matrix("gaussian", shape, 9)
+        found = gradients(w, g, 1e-7, scale=0.3)
+        assert tools.relative_error(found, 0.3 * tools.polar_gradient(w, g)) <= 1e-5
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e-3, 1e3, 1e20])
+def test_gradient_scales_inversely_with_the_weight(scale: float) -> None:
+    for shape in [(6, 6), (9, 4), (4, 9)]:
+        w = tools.matrix("near", shape)
+        g = tools.matrix("gaussian", shape, 9)
+        found = gradients((w * scale).float(), g.float(), 1e-4).double() * scale
+        assert tools.relative_error(found, tools.polar_gradient(w, g)) <= 2e-3
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (9, 4), (4, 9), (2, 5, 3)], ids=str)
+def test_tangent_gradient(shape: tuple[int, ...], isa: str) -> None:
+    """Q (A - Aᵀ) / 2 + (G - QA) with A = QᵀG: the projection of G to the tangent space at Q."""
+    w = tools.matrix("near", shape).requires_grad_()
+    g = tools.matrix("gaussian", shape, 9)
+    out = F.orthogonalize(w, tol=1e-7, backward="tangent", scale=0.7)
+    (found,) = torch.autograd.grad(out, w, g)
+    q = tools.polar_factor(w.detach())
+    if shape[-2] < shape[-1]:
+        q, g, found = q.mT, g.mT, found.mT
+    a = q.mT @ g
+    expected = 0.7 * (q @ (a - a.mT) / 2 + (g - q @ a))
+    assert tools.relative_error(found, expected) <= 1e-6
+    # Tangent: QᵀX is skew.
+    x = q.mT @ found
+    assert float((x + x.mT).norm()) <= 1e-6 * float(x.norm())
+
+
+def test_tangent_is_exact_on_the_orthonormal_matrices() -> None:
+    for shape in [(6, 6), (9, 4), (4, 9)]:
+        w = tools.matrix("orthogonal", shape).requires_grad_()
+        g = tools.matrix("gaussian", shape, 9)
+        (found,) = torch.autograd.grad(F.orthogonalize(w, tol=1e-7, backward="tangent"), w, g)
+        assert tools.relative_error(found, tools.polar_gradient(w.detach(), g)) <= 1e-6
+
+
+@pytest.mark.parametrize("backward", ["exact", "tangent"])
+def test_a_second_derivative_is_refused_in_words(backward: str) -> None:
+    w = tools.matrix("near", (4, 3)).requires_grad_()
+    out = F.orthogonalize(w, backward=backward)  # type: ignore[arg-type]
+    (first,) = torch.autograd.grad(out.tanh().square().sum(), w, create_graph=True)
+    with pytest.raises(NotImplementedError, match="second derivative"):
+        first.sum().backward()
+
+
+def test_training_from_a_random_start_reaches_the_nearest_orthonormal_map() -> None:
+    """The gradient leads somewhere: a Procrustes problem with a known solution."""
+    target = tools.polar_factor(tools.matrix("gaussian", (8, 8), 3))
+    if torch.linalg.det(target) < 0:
+        target[0] *= -1
+    w = torch.eye(8, dtype=torch.float64) + 0.1 * tools.matrix("gaussian", (8, 8), 4)
+    w = w.requires_grad_()
+    optimizer = torch.optim.Adam([w], lr=0.05)
+    for _ in range(300):
+        loss = (F.orthogonalize(w) - target).square().sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) <= 1e-4
