@@ -32,7 +32,8 @@ PINNED_TORCH = "torch==2.13.0"
 
 def find_torch() -> Path | None:
     """The folder of the torch package to build against."""
-    places = [*map(Path, sys.path), Path(sysconfig.get_path("purelib")), Path(sysconfig.get_path("platlib"))]
+    own = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
+    places = [Path(p) for p in (*sys.path, *own)]
     for place in places:
         if (place / "torch" / "include" / "torch" / "csrc" / "stable" / "library.h").is_file():
             return place / "torch"
@@ -54,8 +55,11 @@ class CMakeBuild(build_ext):
         except (OSError, subprocess.CalledProcessError, RuntimeError) as error:
             if mode == "require":
                 raise
-            print(f"lipfuse: no native library could be built ({error}); "
-                  "installing without it, on plain torch", file=sys.stderr)
+            print(
+                f"lipfuse: no native library could be built ({error}); "
+                "installing without it, on plain torch",
+                file=sys.stderr,
+            )
 
     def build_native(self) -> None:
         torch_dir = find_torch()

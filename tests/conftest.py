@@ -9,6 +9,10 @@ import torch
 
 from lipfuse import _native
 
+# One thread unless a test asks for two (tools.threads): tests share the machine with others, and
+# matrices of this size gain nothing.
+torch.set_num_threads(1)
+
 if _native.kernels is None:
     INSTRUCTION_SETS = ["plain torch"]
 else:

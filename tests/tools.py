@@ -6,6 +6,7 @@ Nothing here uses lipfuse, so that an error of the package cannot hide in its ow
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, Optional
 
@@ -59,6 +60,11 @@ SPECTRA = BENIGN + HOSTILE
 
 def matrix(kind: str, shape: tuple[int, ...], seed: int = 0) -> Tensor:
     """A float64 matrix, or a batch of different ones, with the spectrum named."""
+    return _matrix(kind, tuple(shape), seed).clone()
+
+
+@functools.cache
+def _matrix(kind: str, shape: tuple[int, ...], seed: int) -> Tensor:
     *batch, m, n = shape
     with torch.random.fork_rng():
         torch.manual_seed(seed + 7919 * m + 104729 * n)

@@ -6,4 +6,13 @@ from . import functional, nn, optim, parametrizations
 from .export import vanilla_model
 from .fusion import fuse, unfuse
 
-__all__ = ["__version__", "functional", "fuse", "nn", "optim", "parametrizations", "unfuse", "vanilla_model"]
+__all__ = [
+    "__version__",
+    "functional",
+    "fuse",
+    "nn",
+    "optim",
+    "parametrizations",
+    "unfuse",
+    "vanilla_model",
+]

@@ -32,7 +32,7 @@ def _load() -> None:
     if wanted == "skip":
         reason = "LIPFUSE_NATIVE=skip"
     elif (path := _library()) is None:
-        reason = "no native library was built (it takes a C++17 compiler, cmake and torch >= 2.11)"
+        reason = "none was built (it takes a C++17 compiler, cmake and torch >= 2.11)"
     else:
         try:
             torch.ops.load_library(str(path))
@@ -49,7 +49,7 @@ def _load() -> None:
             kernels = None
     elif wanted != "skip":
         warnings.warn(
-            f"lipfuse runs on plain torch, several times slower than its native operators: {reason}."
+            f"lipfuse runs on plain torch, several times slower than with native operators: {reason}."
             " Reinstall with LIPFUSE_NATIVE=require to see why the build fails, or set"
             " LIPFUSE_NATIVE=skip to silence this warning.",
             RuntimeWarning,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from . import ops
-from .parametrizations import _HALF, TRAINING_TOL, LipschitzWeight, _headroom
+from .parametrizations import HALF, TRAINING_TOL, LipschitzWeight, headroom
 
 __all__ = ["fuse", "polar_weights", "unfuse"]
 
@@ -44,13 +44,13 @@ class _Before:
         for chain in self.chains:
             step, weight = chain[0], chain.original
             # Outside training every layer computes to full accuracy on its own.
-            if step.training and weight.numel() and weight.dtype not in _HALF:
+            if step.training and weight.numel() and weight.dtype not in HALF:
                 groups.setdefault((weight.dtype, weight.device, step.backward), []).append(chain)
         for (_, _, backward), chains in groups.items():
             results = ops.foreach_orthogonalize(
                 [c.original for c in chains],
                 [c[0].groups for c in chains],
-                [c[0].scale * _headroom(c.original) for c in chains],
+                [c[0].scale * headroom(c.original) for c in chains],
                 TRAINING_TOL,
                 backward == "tangent",
             )

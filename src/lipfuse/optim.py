@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from . import ops
 from ._checks import check_positive, check_tensor
 from .fusion import polar_weights
-from .parametrizations import _HALF
+from .parametrizations import HALF
 
 __all__ = ["retract_"]
 
@@ -62,7 +62,7 @@ def retract_(
             kinds.setdefault((w.dtype, w.device), []).append(i)
     for (dtype, _), indices in kinds.items():
         chosen = [weights[i] for i in indices]
-        full = [w.float() for w in chosen] if dtype in _HALF else [w.detach() for w in chosen]
+        full = [w.float() for w in chosen] if dtype in HALF else [w.detach() for w in chosen]
         some = [groups[i] for i in indices]
         results = ops.foreach_orthogonalize(full, some, [1.0] * len(full), tol)
         torch._foreach_copy_([w.detach() for w in chosen], results)

@@ -15,8 +15,8 @@ from torch.nn.utils import parametrize
 from . import ops
 from ._checks import check_bool, check_choice, check_in_range, check_positive, check_positive_int
 from .functional import convolution
+from .functional.normalization import _HALF as HALF
 from .functional.normalization import (
-    _HALF,
     bjorck,
     frobenius_normalize,
     orthogonalize,
@@ -24,6 +24,7 @@ from .functional.normalization import (
 )
 
 __all__ = [
+    "HALF",
     "BjorckNorm",
     "FrobeniusNorm",
     "LConvNorm",
@@ -51,7 +52,7 @@ EVAL_TOL = 1e-7
 
 
 def as_matrices(weight: Tensor, groups: int = 1) -> Tensor:
-    """A weight ``(out, in / groups, k...)`` as matrices ``(groups, out / groups, rest)``, or one."""
+    """A weight ``(out, in / groups, k...)`` as ``groups`` matrices, or as one."""
     if groups == 1:
         return weight if weight.dim() == 2 else weight.flatten(1)
     return weight.reshape(groups, weight.shape[0] // groups, -1)
@@ -59,17 +60,17 @@ def as_matrices(weight: Tensor, groups: int = 1) -> Tensor:
 
 def _unit(size: tuple[int, ...], like: Tensor) -> Tensor:
     """Random unit vectors, in the precision the weight is normalised in."""
-    dtype = torch.float32 if like.dtype in _HALF else like.dtype
+    dtype = torch.float32 if like.dtype in HALF else like.dtype
     x = torch.randn(size, dtype=dtype, device=like.device)
     return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
 
 
-def _headroom(weight: Tensor) -> float:
+def headroom(weight: Tensor) -> float:
     """What rounding the result to half precision may add to a singular value."""
     dtype = weight.dtype
     if torch.is_autocast_enabled(weight.device.type):
         dtype = torch.get_autocast_dtype(weight.device.type)
-    return 1 / (1 + torch.finfo(dtype).eps) if dtype in _HALF else 1.0
+    return 1 / (1 + torch.finfo(dtype).eps) if dtype in HALF else 1.0
 
 
 Method = Literal["polar", "bjorck", "spectral", "frobenius"]
@@ -138,13 +139,14 @@ class LipschitzWeight(nn.Module):
             and not torch.is_autocast_enabled(weight.device.type)
             and weight.numel()
         ):  # the common case, without the steps it does not need
-            return ops.orthogonalize(weight, TRAINING_TOL, self.scale, self.backward == "tangent")[0]
+            tangent = self.backward == "tangent"
+            return ops.orthogonalize(weight, TRAINING_TOL, self.scale, tangent)[0]
         w = as_matrices(weight, self.groups)
         if w.numel() == 0:
             return weight
-        scale = self.scale * _headroom(weight)
+        scale = self.scale * headroom(weight)
         if self.training:
-            out = self._training_step(w.float() if w.dtype in _HALF else w, scale)
+            out = self._training_step(w.float() if w.dtype in HALF else w, scale)
         else:
             out = self._exactly(w, scale)
         return out.to(weight.dtype).reshape(weight.shape)
@@ -185,12 +187,18 @@ class LipschitzWeight(nn.Module):
         return out * shrink[..., None, None], u, v
 
     def _exactly(self, w: Tensor, scale: float) -> Tensor:
-        if w.requires_grad and torch.is_grad_enabled() or w.is_cuda or torch.compiler.is_compiling():
+        wants_gradient = w.requires_grad and torch.is_grad_enabled()
+        if wants_gradient or w.is_cuda or torch.compiler.is_compiling():
             return self._to_full_accuracy(w, scale)
         # Inference calls this for every batch. Comparing the whole parameter with that of last time
         # costs little beside computing, and unlike a version counter it cannot be fooled.
         kept = self._kept
-        if kept is None or kept[1] != scale or kept[0].dtype != w.dtype or not torch.equal(kept[0], w):
+        if (
+            kept is None
+            or kept[1] != scale
+            or kept[0].dtype != w.dtype
+            or not torch.equal(kept[0], w)
+        ):
             result = self._to_full_accuracy(w, scale).to(w.dtype)
             kept = self._kept = (w.detach().clone(), scale, result)
         return kept[2].clone()
@@ -298,9 +306,7 @@ class BjorckNorm(nn.Module):
 class Orthogonal(nn.Module):
     """The polar factor of the weight as a matrix of ``weight.shape[0]`` rows."""
 
-    def __init__(
-        self, tol: float = 1e-4, backward: Literal["exact", "tangent"] = "exact"
-    ) -> None:
+    def __init__(self, tol: float = 1e-4, backward: Literal["exact", "tangent"] = "exact") -> None:
         super().__init__()
         self.tol = check_positive("tol", tol)
         self.backward: Literal["exact", "tangent"] = check_choice(
@@ -330,7 +336,7 @@ class FrobeniusNorm(nn.Module):
                 f"got a weight of shape {tuple(weight.shape)} with NaN or infinite elements"
             )
         dims = tuple(range(1, weight.dim())) if self.disjoint_neurons else None
-        return frobenius_normalize(weight, dims, scale=self.scale * _headroom(weight))
+        return frobenius_normalize(weight, dims, scale=self.scale * headroom(weight))
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         return weight
@@ -378,7 +384,7 @@ def _remove(module: _M, name: str, kind: type[nn.Module]) -> _M:
     """Takes every parametrization of that kind off; the others and the parameter stay."""
     if not parametrize.is_parametrized(module, name):
         raise ValueError(f"{name} of {type(module).__name__} has no {kind.__name__} to remove")
-    chain: Any = module.parametrizations[name]  # type: ignore[index, union-attr]
+    chain: Any = module.parametrizations[name]  # type: ignore[index]
     kept = [p for p in chain if not isinstance(p, kind)]
     if len(kept) == len(chain):
         raise ValueError(f"{name} of {type(module).__name__} has no {kind.__name__} to remove")

@@ -1,4 +1,4 @@
-"""Every operator in plain torch: the oracle of the tests, and what runs where no native kernel does.
+"""Every operator in plain torch: the tests' oracle, and what runs where no native kernel does.
 
 The functions have the signatures of the operators in ``csrc/library.cpp``; the operators' schemas
 are inferred from these type hints where the native library is missing. They are written to be read
@@ -263,7 +263,7 @@ def orthogonalize(
     cut = 8 * torch.finfo(weight.dtype).eps * math.sqrt(small) * largest
     kept = torch.where(s > cut, torch.ones_like(s), s / cut.clamp_min(torch.finfo(s.dtype).tiny))
     kept = torch.where(largest > 0, kept, torch.zeros_like(kept))
-    q = (u * kept.unsqueeze(-2)) @ vh
+    q: Tensor = (u * kept.unsqueeze(-2)) @ vh
     q = torch.where(_each(finite), q, torch.full_like(q, math.nan))
     root = weight.new_zeros((0,))
     if save and m != n:

@@ -45,15 +45,12 @@ def test_orthonormal_to_the_tolerance_and_the_polar_factor(
         tools.assert_as_good_as_plain(q, plain, exact, slack=tol)
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.2, 4.0])
 @pytest.mark.parametrize("dtype, tol", TOLERANCES, ids=str)
 @pytest.mark.parametrize("kind", tools.SPECTRA)
-def test_no_singular_value_above_one(
-    kind: str, dtype: torch.dtype, tol: float, scale: float, isa: str
-) -> None:
+def test_no_singular_value_above_one(kind: str, dtype: torch.dtype, tol: float, isa: str) -> None:
     """By more than 1e-5 and rounding, whatever the matrix: the guarantee of the layers."""
     for shape in tools.SHAPES:
-        for seed in range(2):
+        for seed, scale in [(0, 1.0), (1, 0.2)]:
             w = tools.matrix(kind, shape, seed).to(dtype)
             q, _, info = op(w, tol, scale, False)
             assert q.isfinite().all()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, Optional, Sequence, Union
+from collections.abc import Sequence
+from typing import Literal, Optional, Union
 
 from .. import _native, reference
 from .._checks import check_choice, check_positive_int

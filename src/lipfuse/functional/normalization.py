@@ -6,7 +6,8 @@ float32 and cast back; float64 stays float64; under autocast everything runs in 
 
 from __future__ import annotations
 
-from typing import Literal, Optional, Sequence, Union
+from collections.abc import Sequence
+from typing import Literal, Optional, Union
 
 import torch
 from torch import Tensor
@@ -35,7 +36,9 @@ def _check_weight(weight: Tensor, min_dim: int = 2) -> Tensor:
     return weight.float() if weight.dtype in _HALF else weight
 
 
-def _check_vector(name: str, value: Optional[Tensor], weight: Tensor, size: int) -> Optional[Tensor]:
+def _check_vector(
+    name: str, value: Optional[Tensor], weight: Tensor, size: int
+) -> Optional[Tensor]:
     if value is None:
         return None
     check_tensor(name, value)

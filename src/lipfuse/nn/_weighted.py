@@ -33,7 +33,7 @@ def check_layer(
 
 def _rebuild(base: type[Any], state: dict[str, Any]) -> Any:
     """A layer with a computed weight: an instance of the class that torch makes at run time."""
-    layer = base.__new__(base)
+    layer: Any = base.__new__(base)  # type: ignore[call-overload]
     layer.__dict__.update(state)
     parametrize._inject_new_class(layer)
     for name in layer.parametrizations:

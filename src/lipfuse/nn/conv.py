@@ -73,13 +73,15 @@ class SpectralConv2d(nn.Conv2d, WeightedModule):
         TypeError, ValueError: for arguments of the wrong kind or range, by name.
     """
 
+    padding_mode: Any
+
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
         kernel_size: _Pair,
         stride: _Pair = 1,
-        padding: Union[_Pair, str] = 0,
+        padding: Union[_Pair, Literal["valid", "same"]] = 0,
         dilation: _Pair = 1,
         groups: int = 1,
         bias: bool = True,
@@ -110,6 +112,8 @@ class SpectralConv2d(nn.Conv2d, WeightedModule):
         check_bool("bias", bias)
         check_choice("padding_mode", padding_mode, PADDING_MODES)
         check_layer(k_coef_lip, eps_spectral, eps_bjorck, method)
+        # torch.nn does not know "symmetric".
+        known: Any = "zeros" if padding_mode == "symmetric" else padding_mode
         nn.Conv2d.__init__(
             self,
             in_channels,
@@ -120,11 +124,11 @@ class SpectralConv2d(nn.Conv2d, WeightedModule):
             dilation,
             groups,
             bias,
-            "zeros" if padding_mode == "symmetric" else padding_mode,
+            known,
             device=device,
             dtype=dtype,
         )
-        self.padding_mode = padding_mode  # torch.nn does not know "symmetric"
+        self.padding_mode = padding_mode
         WeightedModule.__init__(self, k_coef_lip)
         self._factor = conv_factor(kernel_size, stride, padding, dilation, padding_mode)
         self._normalise_weight(
@@ -140,7 +144,7 @@ class SpectralConv2d(nn.Conv2d, WeightedModule):
 
     def _symmetric_padding(self) -> tuple[int, int, int, int]:
         (top, bottom), (left, right) = padding_of_axes(
-            self.padding, self.kernel_size, self.dilation  # type: ignore[arg-type]
+            self.padding, self.kernel_size, self.dilation
         )
         return left, right, top, bottom
 

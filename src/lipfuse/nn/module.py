@@ -328,7 +328,7 @@ class Sequential(nn.Sequential, LipschitzModule):
         super().__delattr__(name)
         self._share_out()
 
-    @overload
+    @overload  # type: ignore[override]
     def __getitem__(self, idx: slice) -> Sequential: ...
 
     @overload

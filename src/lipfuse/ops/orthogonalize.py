@@ -122,11 +122,16 @@ once_differentiable(_foreach_backward)
 
 
 class _Foreach(torch.autograd.Function):
-    """All weights in one node: its backward runs once, when the last of their gradients is there."""
+    """All weights in one node: its backward runs once, when all their gradients are there."""
 
     @staticmethod
     def forward(
-        ctx: Any, groups: list[int], scales: list[float], tol: float, tangent: bool, *weights: Tensor
+        ctx: Any,
+        groups: list[int],
+        scales: list[float],
+        tol: float,
+        tangent: bool,
+        *weights: Tensor,
     ) -> tuple[Tensor, ...]:
         with torch._C._AutoDispatchBelowAutograd():
             out, roots, info = _foreach(list(weights), groups, scales, tol, True)

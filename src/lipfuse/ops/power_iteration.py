@@ -81,7 +81,9 @@ def _fake_normalize_backward(
 
 
 _normalize = define("spectral_normalize", _fake_normalize)
-_normalize_backward = once_differentiable(define("spectral_normalize_backward", _fake_normalize_backward))
+_normalize_backward = once_differentiable(
+    define("spectral_normalize_backward", _fake_normalize_backward)
+)
 
 
 def _setup_normalize(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
