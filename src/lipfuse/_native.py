@@ -49,7 +49,7 @@ def _load() -> None:
             kernels = None
     elif wanted != "skip":
         warnings.warn(
-            f"lipfuse runs on plain torch, several times slower than with native operators: {reason}."
+            f"lipfuse runs on plain torch, much slower than on its own operators: {reason}."
             " Reinstall with LIPFUSE_NATIVE=require to see why the build fails, or set"
             " LIPFUSE_NATIVE=skip to silence this warning.",
             RuntimeWarning,

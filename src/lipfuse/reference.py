@@ -254,8 +254,8 @@ def orthogonalize(
     small = min(m, n)
     if small == 0:
         info = weight.new_zeros((*weight.shape[:-2], 5), dtype=torch.float64)
-        root = (*weight.shape[:-2], 0, 0) if save and m != n else (0,)
-        return weight.clone(), weight.new_zeros(root), info
+        empty = (*weight.shape[:-2], 0, 0) if save and m != n else (0,)
+        return weight.clone(), weight.new_zeros(empty), info
     finite = torch.isfinite(weight).all(-1).all(-1)
     safe = torch.where(_each(finite), weight, torch.zeros_like(weight))
     u, s, vh = torch.linalg.svd(safe, full_matrices=False)
@@ -263,7 +263,7 @@ def orthogonalize(
     cut = 8 * torch.finfo(weight.dtype).eps * math.sqrt(small) * largest
     kept = torch.where(s > cut, torch.ones_like(s), s / cut.clamp_min(torch.finfo(s.dtype).tiny))
     kept = torch.where(largest > 0, kept, torch.zeros_like(kept))
-    q: Tensor = (u * kept.unsqueeze(-2)) @ vh
+    q = (u * kept.unsqueeze(-2)) @ vh
     q = torch.where(_each(finite), q, torch.full_like(q, math.nan))
     root = weight.new_zeros((0,))
     if save and m != n:
