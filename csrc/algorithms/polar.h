@@ -156,6 +156,7 @@ PolarInfo polar(Backend& backend, const typename Backend::Scalar* w, int64_t row
     constexpr double rounding = std::numeric_limits<T>::epsilon();
     Sided<Backend> side{backend, rows, cols};
     const int64_t n = side.small, area = rows * cols;
+    const T* none = nullptr;
     PolarInfo info;
     auto mark = backend.mark();
 
@@ -174,7 +175,7 @@ PolarInfo polar(Backend& backend, const typename Backend::Scalar* w, int64_t row
     const double typical = largest / std::sqrt(double(n));
     if (typical < 0.5 || typical > 2) {
         unit = std::ldexp(1.0, -std::ilogb(typical));
-        backend.axpby(area, T(unit), w, T(0), static_cast<const T*>(nullptr), q);
+        backend.axpby(area, T(unit), w, T(0), none, q);
         source = q;
     }
 
@@ -219,25 +220,21 @@ PolarInfo polar(Backend& backend, const typename Backend::Scalar* w, int64_t row
         evaluate(backend, poly, range.high, r, n, p, scratch);
         if (inverse_root) {
             if (info.stages == 0) {
-                backend.axpby(n * n, T(unit), p, T(0), static_cast<const T*>(nullptr), inverse_root);
+                backend.axpby(n * n, T(unit), p, T(0), none, inverse_root);
             } else {
                 if (!spare) spare = backend.allocate(n * n);
                 backend.multiply(backend.view(inverse_root, n, n), backend.view(p, n, n), spare, true);
-                backend.axpby(n * n, T(1), spare, T(0), static_cast<const T*>(nullptr), inverse_root);
+                backend.axpby(n * n, T(1), spare, T(0), none, inverse_root);
             }
         }
-        // W p(S) cannot be written over an operand: alternate through scratch if need be.
-        const T* from = source;
-        if (source == q) {
-            auto stage = backend.mark();
+        auto stage = backend.mark();
+        if (source == q) {  // W p(S) cannot be written over W
             T* copy = backend.allocate(area);
-            backend.axpby(area, T(1), q, T(0), static_cast<const T*>(nullptr), copy);
-            from = copy;
-            side.apply(from, p, false, q, T(1), T(0), nullptr);
-            backend.release(stage);
-        } else {
-            side.apply(from, p, false, q, T(1), T(0), nullptr);
+            backend.axpby(area, T(1), q, T(0), none, copy);
+            source = copy;
         }
+        side.apply(source, p, false, q, T(1), T(0), none);
+        backend.release(stage);
         source = q;
         ++info.stages;
         if (gain > most_gain) polished = poly.error <= per_direction;
@@ -261,8 +258,8 @@ PolarInfo polar(Backend& backend, const typename Backend::Scalar* w, int64_t row
         info.residual = std::sqrt(backend.dot(n * n, r, r));
         if (!(info.residual < 0.7 * before) && l > 0.5 && gain < most_gain) break;  // rounding level
     }
-    if (source != q) {  // orthogonal to begin with
-        backend.axpby(area, T(1), source, T(0), static_cast<const T*>(nullptr), q);
+    if (info.stages == 0) {  // orthogonal to begin with
+        if (source != q) backend.axpby(area, T(1), source, T(0), none, q);
         if (inverse_root) {
             backend.fill(inverse_root, n * n, T(0));
             backend.add_diagonal(inverse_root, n, T(unit));
@@ -282,7 +279,7 @@ PolarInfo polar(Backend& backend, const typename Backend::Scalar* w, int64_t row
     // Reached: singular values exceed 1 by no more than the goal allows. Else divide by the bound.
     const double divisor = info.residual <= goal ? 1 : info.bound;
     info.bound /= divisor;
-    if (scale != divisor) backend.axpby(area, T(scale / divisor), q, T(0), static_cast<const T*>(nullptr), q);
+    if (scale != divisor) backend.axpby(area, T(scale / divisor), q, T(0), none, q);
     backend.release(mark);
     return info;
 }

@@ -5,34 +5,31 @@
 
 namespace lipfuse::cpu {
 
-// (..., C, H, W) images with their channels apart, or, if that is how the memory lies, together.
+// (..., H, W) images, or (N, C, H, W) and (C, H, W) ones whose channels lie together in memory.
 struct Images {
     Sizes sizes, strides;  // the strides that the kernels need
-    int64_t count;         // how many images: all channels of all, or all
-    int64_t channels;      // 1, or C
+    bool together;
+    int64_t count;     // how many images: each channel is one, unless they lie together
+    int64_t channels;  // in an image: 1, or C
     int64_t height, width;
 
     explicit Images(const Tensor& t) : sizes(sizes_of(t)), strides(strides_of(t)) {
         const size_t n = sizes.size();
-        STD_TORCH_CHECK(n == 3 || n == 4, "lipfuse: expected an image of 3 or 4 dimensions, got ",
-                        n);
+        STD_TORCH_CHECK(n >= 2, "lipfuse: expected an image of at least 2 dimensions, got ", n);
         height = sizes[n - 2];
         width = sizes[n - 1];
-        const Sizes apart = contiguous_strides(sizes), together = channels_last(sizes);
-        if (!matches(apart) && matches(together)) {
-            strides = together;
-            channels = sizes[n - 3];
-            count = n == 4 ? sizes[0] : 1;
-        } else {
-            strides = apart;
-            channels = 1;
-            count = sizes[n - 3] * (n == 4 ? sizes[0] : 1);
-        }
+        const Sizes apart = contiguous_strides(sizes);
+        together = (n == 3 || n == 4) && !matches(apart) && matches(channels_last(sizes));
+        strides = together ? channels_last(sizes) : apart;
+        channels = together ? sizes[n - 3] : 1;
+        count = 1;
+        for (size_t i = 0; i + 2 < n; ++i) count *= sizes[i];
+        count /= std::max<int64_t>(1, channels);
     }
 
     // Strides of a tensor of other sizes in the same layout.
     Sizes strides_for(const Sizes& others) const {
-        return channels == 1 ? contiguous_strides(others) : channels_last(others);
+        return together ? channels_last(others) : contiguous_strides(others);
     }
 
     static Sizes channels_last(const Sizes& sizes) {
