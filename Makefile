@@ -86,7 +86,7 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/.created
 clean:
 	rm -rf build dist demo_output .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -rf src/*.egg-info src/lipfuse/*.so $(VENV)/.built
-	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
 	rm -rf $(VENV)

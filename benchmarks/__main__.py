@@ -55,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0.
     """
     p = parser()
-    arguments = p.parse_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    arguments = p.parse_args(given)
     names = [*arguments.names, *arguments.only] or list(NAMES)
     unknown = [name for name in names if name not in NAMES]
     if unknown:
@@ -100,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"\n{seconds:.0f} s")
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(runner.record(session, seconds), indent=1, ensure_ascii=False)
+        text = json.dumps(runner.record(session, seconds, given), indent=1, ensure_ascii=False)
         arguments.json.write_text(text + "\n", encoding="utf-8")
         print(f"written to {arguments.json}")
     return 0

@@ -7,7 +7,6 @@ import math
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ class Settings:
     thorough: bool = False
     case: str = ""
     """Only cases with this text in their name."""
-    budget: float = 6.0
+    budget: float = 5.0
     """Seconds a case, shared evenly by its contenders."""
     least: int = 5
     """Samples of a contender, whatever the budget."""
@@ -62,6 +61,7 @@ class Contender:
         floor: the least work that its method needs, as (how often, name of the yardstick).
         yardstick: not in the contest, but what floors are counted in.
         ours: an exception is an error of the run, not only of this contender.
+        slow_start: the first call does what the others do not: it is no measure of them.
     """
 
     name: str
@@ -71,6 +71,7 @@ class Contender:
     floor: tuple[tuple[float, str], ...] = ()
     yardstick: bool = False
     ours: bool = False
+    slow_start: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,18 +163,17 @@ class _Plan:
     seconds: list[float] = field(default_factory=list)
 
 
-def _estimate(call: Call, allowed: float, settings: Settings, clock: Clock) -> float | str:
+def _estimate(
+    contender: Contender, call: Call, allowed: float, settings: Settings, clock: Clock
+) -> float | str:
     """Warms up for ``allowed`` seconds or less; seconds a call, or why it is left out."""
+    if contender.slow_start:
+        call()
     start = clock()
     call()
     first = clock() - start
     if first > settings.patience:
-        # The first call may pay for what the others do not.
-        start = clock()
-        call()
-        first = clock() - start
-        if first > settings.patience:
-            return f"{first:.1f} s a call, more than {settings.patience:g} s"
+        return f"{first:.1f} s a call, more than {settings.patience:g} s"
     least, spent, count = first, 0.0, 0
     while count < 1 or (spent < allowed and (count < 3 or spent < 0.02) and count < 200):
         start = clock()
@@ -205,7 +205,7 @@ def measure(
             results[contender.name] = contender.reason or "not measured"
             continue
         try:
-            estimate = _estimate(contender.call, allowed, settings, clock)
+            estimate = _estimate(contender, contender.call, allowed, settings, clock)
         except Exception as error:
             if contender.ours:
                 raise
@@ -553,12 +553,12 @@ def header(about: Mapping[str, Any], found: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def record(session: Session, seconds: float) -> dict[str, Any]:
+def record(session: Session, seconds: float, arguments: Sequence[str]) -> dict[str, Any]:
     """All that a run found, for JSON."""
     settings = session.settings
     return {
         "schema": 1,
-        "command": ["python", "-m", "benchmarks", *sys.argv[1:]],
+        "command": ["python", "-m", "benchmarks", *arguments],
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(seconds, 1),
         "machine": machine(),

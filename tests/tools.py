@@ -190,7 +190,7 @@ def plain_bjorck(w: Tensor, beta: float, steps: int) -> Tensor:
 
 
 def dense(module: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Tensor:
-    """The matrix of an affine map, column by column, from one call: as it computes, rounding and all.
+    """The matrix of an affine map, as it computes it, rounding and all: one call for all columns.
 
     Args:
         module: takes a batch.
@@ -236,6 +236,8 @@ def flat(results: Any) -> list[Tensor]:
 def equal_bits(a: Any, b: Any) -> bool:
     """Whether all tensors are the same to the last bit, NaN included."""
     return all(
-        x.dtype == y.dtype and x.shape == y.shape and torch.equal(x.nan_to_num(nan=1.25e7), y.nan_to_num(nan=1.25e7))
+        x.dtype == y.dtype
+        and x.shape == y.shape
+        and torch.equal(x.nan_to_num(nan=1.25e7), y.nan_to_num(nan=1.25e7))
         for x, y in zip(flat(a), flat(b), strict=True)
     )

@@ -57,6 +57,21 @@ static inline void for_pairs(const E* in, int64_t rows, int64_t inner, int64_t l
         const E* a = in + 2 * r * inner;
         E* to = out + 2 * r * inner;
         int64_t i = 0;
+        // Several vectors of a plane at a time, since memory likes few changes between planes.
+        for (; i + 4 * w <= length; i += 4 * w) {
+            Vec<T> first[4], second[4];
+#pragma GCC unroll 4
+            for (int q = 0; q < 4; ++q) first[q] = read(a + i + q * w);
+#pragma GCC unroll 4
+            for (int q = 0; q < 4; ++q) second[q] = read(a + inner + i + q * w);
+#pragma GCC unroll 4
+            for (int q = 0; q < 4; ++q)
+                f(first[q], second[q], r * inner + i + q * w, int64_t(w));
+#pragma GCC unroll 4
+            for (int q = 0; q < 4; ++q) write(to + i + q * w, first[q]);
+#pragma GCC unroll 4
+            for (int q = 0; q < 4; ++q) write(to + inner + i + q * w, second[q]);
+        }
         for (; i + w <= length; i += w) {
             Vec<T> first = read(a + i), second = read(a + inner + i);
             f(first, second, r * inner + i, int64_t(w));
@@ -65,10 +80,10 @@ static inline void for_pairs(const E* in, int64_t rows, int64_t inner, int64_t l
         }
         if (i < length) {
             const int64_t n = length - i;
-            Vec<T> first = read_some(a + i, n), second = read_some(a + inner + i, n);
+            Vec<T> first = read_some<E>(a + i, n), second = read_some<E>(a + inner + i, n);
             f(first, second, r * inner + i, n);
-            write_some(to + i, first, n);
-            write_some(to + inner + i, second, n);
+            write_some<E>(to + i, first, n);
+            write_some<E>(to + inner + i, second, n);
         }
     }
 }

@@ -73,6 +73,47 @@ static inline void write_some(E* p, Vec<C<E>> v, int64_t n) {
     for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
 
+#if defined(__AVX512F__)
+template <>
+inline Vec<float> read_some<float>(const float* p, int64_t n) {
+    return (Vec<float>)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
+}
+template <>
+inline Vec<double> read_some<double>(const double* p, int64_t n) {
+    return (Vec<double>)_mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p);
+}
+template <>
+inline void write_some<float>(float* p, Vec<float> v, int64_t n) {
+    _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v);
+}
+template <>
+inline void write_some<double>(double* p, Vec<double> v, int64_t n) {
+    _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), (__m512d)v);
+}
+#elif defined(__AVX2__)
+static inline __m256i first_lanes(int64_t n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+template <>
+inline Vec<float> read_some<float>(const float* p, int64_t n) {
+    return (Vec<float>)_mm256_maskload_ps(p, first_lanes(n));
+}
+template <>
+inline Vec<double> read_some<double>(const double* p, int64_t n) {
+    return (Vec<double>)_mm256_maskload_pd(p, _mm256_cvtepi32_epi64(_mm256_castsi256_si128(
+                                                  first_lanes(n))));
+}
+template <>
+inline void write_some<float>(float* p, Vec<float> v, int64_t n) {
+    _mm256_maskstore_ps(p, first_lanes(n), (__m256)v);
+}
+template <>
+inline void write_some<double>(double* p, Vec<double> v, int64_t n) {
+    _mm256_maskstore_pd(
+        p, _mm256_cvtepi32_epi64(_mm256_castsi256_si128(first_lanes(n))), (__m256d)v);
+}
+#endif
+
 // Calls f(i, n) for the vectors of [0, length): n is the width, or what remains in the last one.
 template <class T, class F>
 static inline void for_vectors(int64_t length, F f) {

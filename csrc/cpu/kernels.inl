@@ -4,6 +4,10 @@
 //   LIPFUSE_TILE_ROWS, LIPFUSE_TILE_VECTORS   the register tile of a product
 #include "kernels.h"
 
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
 namespace lipfuse::cpu::LIPFUSE_ISA {
 #include "simd.inl"
 

@@ -1,18 +1,19 @@
 // Pooling over windows that lie side by side. A row of an image is width * channels elements (the
 // channels are 1 where every channel is an image of its own); the unit of work is one row of outputs.
-// Rows are taken in chunks of whole windows: the window's rows are added up by vectors into a buffer
-// that stays in the first cache, which is then added up along the row, so one loop serves every
-// kernel, and the tail of a row is padding.
+// Work is done in chunks of whole windows: the windows' rows are added up by vectors into a buffer
+// that stays in the first cache, which is then added up along the rows, so one loop serves every
+// kernel, and the tail of a row is padding. A chunk is a part of a row of windows, or several rows.
 
 static inline float root(float x) { return __builtin_sqrtf(x); }
 static inline double root(double x) { return __builtin_sqrt(x); }
 
-// What every window of a chunk holds, and where it is.
 struct Chunk {
-    int64_t rows;      // of the image, in this row of windows; fewer where they are cut off
-    int64_t windows;   // the last of which may be cut off
-    int64_t elements;  // of a row
-    bool cut;          // the last window is narrower than the others, or missing elements
+    int64_t lines;     // rows of windows; if several, each is whole and `elements` long
+    int64_t stride;    // elements of the input from one to the next
+    int64_t rows;      // of the image, in a row of windows; fewer where they are cut off
+    int64_t windows;   // in all lines; the last one may be cut off
+    int64_t elements;  // of a row of the image
+    bool cut;          // the last window is narrower than the others
 };
 
 template <class T>
@@ -72,22 +73,27 @@ static inline void spread_along(const Pool& p, const Chunk& c, const T* values, 
     }
 }
 
-// columns[j] = sum over the rows of f(x), zero from `elements` to the end of the last vectors.
+// columns[j] = sum over the rows of f(x), zero from the last element to the end.
 template <class E, class F>
 static inline void add_rows(const E* in, int64_t stride, const Chunk& c, int64_t padded,
                             C<E>* columns, F f) {
     typedef C<E> T;
     constexpr int w = Simd<T>::width;
-    for_vectors<T>(c.elements, [=](int64_t j, int64_t n) LIPFUSE_INLINED {
-        const E* x = in + j;
-        Vec<T> s{};
-        if (n == w)
-            for (int64_t i = 0; i < c.rows; ++i) s += f(read(x + i * stride));
-        else
-            for (int64_t i = 0; i < c.rows; ++i) s += f(read_some(x + i * stride, n));
-        store(columns + j, s);
-    });
-    for (int64_t j = (c.elements + w - 1) / w * w; j < padded; j += w) store(columns + j, Vec<T>{});
+    for (int64_t line = 0; line < c.lines; ++line) {
+        const E* from = in + line * c.stride;
+        T* to = columns + line * c.elements;
+        for_vectors<T>(c.elements, [=](int64_t j, int64_t n) LIPFUSE_INLINED {
+            const E* x = from + j;
+            Vec<T> s{};
+            if (n == w)
+                for (int64_t i = 0; i < c.rows; ++i) s += f(read(x + i * stride));
+            else
+                for (int64_t i = 0; i < c.rows; ++i) s += f(read_some<E>(x + i * stride, n));
+            store(to + j, s);
+        });
+    }
+    const int64_t all = c.lines * c.elements;
+    for (int64_t j = all; j < padded && j < all + 2 * w; ++j) columns[j] = 0;
 }
 
 // Calls f(chunk, in offset, out offset) for the chunks of the rows of outputs [begin, end).
@@ -95,18 +101,37 @@ template <class F>
 static inline void for_chunks(const Pool& p, int64_t begin, int64_t end, F f) {
     const int64_t row = p.width * p.channels, window = p.kernel_width * p.channels;
     const int64_t at_once = most(1, p.buffer / window);
-    for (int64_t u = begin; u < end; ++u) {
-        const int64_t image = u / p.out_height, top = (u % p.out_height) * p.kernel_height;
-        for (int64_t o = 0; o < p.out_width; o += at_once) {
-            Chunk c;
-            c.rows = least(p.kernel_height, p.height - top);
-            c.windows = least(at_once, p.out_width - o);
-            const int64_t whole = c.windows * window;
-            c.elements = least(whole, row - o * window);
-            c.cut = c.elements < whole;
-            f(c, (image * p.height + top) * row + o * window,
-              (u * p.out_width + o) * p.channels);
+    const int64_t most_lines = p.out_width * p.kernel_width <= p.width
+                                   ? most(1, at_once / p.out_width)
+                                   : 1;
+    // Without a rest below its windows, an image goes on in the next.
+    const bool seamless = p.out_height * p.kernel_height == p.height;
+    for (int64_t u = begin; u < end;) {
+        const int64_t image = u / p.out_height, line = u % p.out_height;
+        const int64_t top = line * p.kernel_height;
+        const int64_t from = (image * p.height + top) * row;
+        Chunk c;
+        c.stride = p.kernel_height * row;
+        c.rows = least(p.kernel_height, p.height - top);
+        c.lines = least(most_lines, end - u);
+        if (!seamless)
+            c.lines = c.rows < p.kernel_height
+                          ? 1
+                          : least(c.lines, most(1, p.height / p.kernel_height - line));
+        if (c.lines > 1) {
+            c.windows = c.lines * p.out_width;
+            c.elements = p.out_width * window;
+            c.cut = false;
+            f(c, from, u * p.out_width * p.channels);
+        } else {
+            for (int64_t o = 0; o < p.out_width; o += at_once) {
+                c.windows = least(at_once, p.out_width - o);
+                c.elements = least(c.windows * window, row - o * window);
+                c.cut = c.elements < c.windows * window;
+                f(c, from + o * window, (u * p.out_width + o) * p.channels);
+            }
         }
+        u += c.lines;
     }
 }
 
@@ -124,7 +149,7 @@ static inline void write_all(const C<E>* values, int64_t n, E* out) {
         if (m == Simd<C<E>>::width)
             write(out + i, load(values + i));
         else
-            write_some(out + i, load(values + i), m);
+            write_some<E>(out + i, load(values + i), m);
     });
 }
 
@@ -133,14 +158,18 @@ template <class E, class F>
 static inline void map_rows(const E* in, int64_t stride, const Chunk& c, const C<E>* columns,
                             E* out, F f) {
     typedef C<E> T;
-    for (int64_t i = 0; i < c.rows; ++i)
-        for_vectors<T>(c.elements, [=](int64_t j, int64_t n) LIPFUSE_INLINED {
-            const int64_t at = i * stride + j;
-            if (n == Simd<T>::width)
-                write(out + at, f(in + at, load(columns + j), n));
-            else
-                write_some(out + at, f(in + at, load(columns + j), n), n);
-        });
+    for (int64_t line = 0; line < c.lines; ++line)
+        for (int64_t i = 0; i < c.rows; ++i) {
+            const int64_t at = line * c.stride + i * stride;
+            const T* values = columns + line * c.elements;
+            for_vectors<T>(c.elements, [=](int64_t j, int64_t n) LIPFUSE_INLINED {
+                const Vec<T> y = f(in + at + j, load(values + j), n);
+                if (n == Simd<T>::width)
+                    write(out + at + j, y);
+                else
+                    write_some<E>(out + at + j, y, n);
+            });
+        }
 }
 
 // Zeros where no window is: right of the last one, and below.
@@ -168,7 +197,8 @@ struct Factors {
     double whole, cut;
 };
 static inline Factors factors(const Pool& p, const Chunk& c) {
-    const int64_t last = c.elements - (c.windows - 1) * p.kernel_width * p.channels;
+    const int64_t last = c.cut ? c.elements - (c.windows - 1) * p.kernel_width * p.channels
+                               : p.kernel_width * p.channels;
     return {p.scale / __builtin_sqrt(double(c.rows * p.kernel_width)),
             p.scale / __builtin_sqrt(double(c.rows * (last / p.channels)))};
 }
@@ -206,7 +236,7 @@ static void average_pool_backward(const Pool& p, int64_t begin, int64_t end, con
     for_chunks(p, begin, end, [=](const Chunk& c, int64_t to, int64_t from) {
         for_vectors<T>(c.windows * p.channels, [=](int64_t i, int64_t n) {
             store(values + i, n == Simd<T>::width ? read(grad + from + i)
-                                                  : read_some(grad + from + i, n));
+                                                  : read_some<E>(grad + from + i, n));
         });
         times_factors(p, c, values);
         spread_along(p, c, values, columns);
@@ -247,13 +277,13 @@ static void l2_pool_backward(const Pool& p, int64_t begin, int64_t end, const E*
         for (int64_t i = 0; i < n; ++i) sums[i] = root(sums[i]);
         for_vectors<T>(n, [=](int64_t i, int64_t m) LIPFUSE_INLINED {
             const Vec<T> norm = load(sums + i);
-            const Vec<T> g = m == w ? read(grad + to + i) : read_some(grad + to + i, m);
+            const Vec<T> g = m == w ? read(grad + to + i) : read_some<E>(grad + to + i, m);
             store(sums + i, norm >= smallest ? g * scale / norm : Vec<T>{});
         });
         spread_along(p, c, sums, columns);
         map_rows(in + from, p.width * p.channels, c, columns, out + from,
                  [](const E* x, Vec<T> value, int64_t m) LIPFUSE_INLINED {
-                     return value * (m == Simd<T>::width ? read(x) : read_some(x, m));
+                     return value * (m == Simd<T>::width ? read(x) : read_some<E>(x, m));
                  });
     });
     clear_rest(p, begin, end, out);

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from . import ops
-from ._checks import check_bool, check_choice, check_in_range, check_positive, check_positive_int
+from ._checks import (
+    check_bool,
+    check_choice,
+    check_dim,
+    check_in_range,
+    check_positive,
+    check_positive_int,
+)
 from .functional import convolution
 from .functional.normalization import _HALF as HALF
 from .functional.normalization import (
@@ -68,9 +75,14 @@ def _unit(size: tuple[int, ...], like: Tensor) -> Tensor:
 def headroom(weight: Tensor) -> float:
     """What rounding the result to half precision may add to a singular value."""
     dtype = weight.dtype
-    if torch.is_autocast_enabled(weight.device.type):
+    if ops.under_autocast(weight):
         dtype = torch.get_autocast_dtype(weight.device.type)
     return 1 / (1 + torch.finfo(dtype).eps) if dtype in HALF else 1.0
+
+
+def _can_look_at(weight: Tensor) -> bool:
+    """Whether there are values to decide on: not in a graph being made, not inside a transform."""
+    return not (torch.compiler.is_compiling() or ops.transforming() or weight.is_meta)
 
 
 Method = Literal["polar", "bjorck", "spectral", "frobenius"]
@@ -136,7 +148,7 @@ class LipschitzWeight(nn.Module):
             and weight.dtype is torch.float32
             and weight.dim() == 2
             and self.method == "polar"
-            and not torch.is_autocast_enabled(weight.device.type)
+            and not ops.under_autocast(weight)
             and weight.numel()
         ):  # the common case, without the steps it does not need
             tangent = self.backward == "tangent"
@@ -188,7 +200,7 @@ class LipschitzWeight(nn.Module):
 
     def _exactly(self, w: Tensor, scale: float) -> Tensor:
         wants_gradient = w.requires_grad and torch.is_grad_enabled()
-        if wants_gradient or w.is_cuda or torch.compiler.is_compiling():
+        if wants_gradient or w.is_cuda or not _can_look_at(w):
             return self._to_full_accuracy(w, scale)
         # Inference calls this for every batch. Comparing the whole parameter with that of last time
         # costs little beside computing, and unlike a version counter it cannot be fooled.
@@ -204,7 +216,7 @@ class LipschitzWeight(nn.Module):
         return kept[2].clone()
 
     def _to_full_accuracy(self, w: Tensor, scale: float) -> Tensor:
-        if not torch.compiler.is_compiling() and not bool(torch.isfinite(w).all()):
+        if _can_look_at(w) and not bool(torch.isfinite(w).all()):
             raise ValueError(
                 "weight must be finite to be normalised outside training, "
                 f"got a weight of shape {tuple(w.shape)} with NaN or infinite elements"
@@ -236,7 +248,8 @@ class LipschitzWeight(nn.Module):
 class SpectralNorm(nn.Module):
     """W / sigma by warm-started power iteration, as ``torch.nn.utils.parametrizations`` has it.
 
-    The buffers ``_u`` and ``_v`` advance at every forward in training.
+    The buffers ``_u`` and ``_v`` advance at every forward in training. A vector is divided by its
+    Euclidean norm, and has no buffers.
     """
 
     _u: Tensor
@@ -250,10 +263,12 @@ class SpectralNorm(nn.Module):
         self.eps = check_positive("eps", eps)
         if weight.dim() < 1:
             raise ValueError(f"weight must have at least 1 dimension, got {weight.dim()}")
-        self.dim = dim if dim >= 0 else dim + weight.dim()
-        check_in_range("dim", self.dim, 0, weight.dim() - 1)
+        self.dim = check_dim("dim", dim, weight.dim())
+        if weight.dim() == 1:
+            return
         with torch.no_grad():
             w = self._matrix(weight)
+            w = w.float() if w.dtype in HALF else w
             u = _unit((w.shape[0],), w)
             # A good start, as torch does it.
             _, _, u, v = spectral_normalize(w, u, n_iterations=15, eps=eps)
@@ -261,14 +276,14 @@ class SpectralNorm(nn.Module):
         self.register_buffer("_v", v)
 
     def _matrix(self, weight: Tensor) -> Tensor:
-        if weight.dim() == 1:
-            return weight.unsqueeze(0)
         return weight.movedim(self.dim, 0).flatten(1)
 
     def forward(self, weight: Tensor) -> Tensor:
+        if weight.dim() == 1:
+            return frobenius_normalize(weight, eps=self.eps)
         w = weight if weight.dim() == 2 and self.dim == 0 else self._matrix(weight)
         n = self.n_power_iterations if self.training else 0
-        if w.dtype == self._u.dtype:
+        if w.dtype == self._u.dtype and w.dtype not in HALF:
             out, _, u, v = ops.spectral_normalize(w, self._u, self._v, n, self.eps, 1.0)
         else:
             out, _, u, v = spectral_normalize(w, self._u, self._v, n_iterations=n, eps=self.eps)
@@ -276,8 +291,6 @@ class SpectralNorm(nn.Module):
             torch._foreach_copy_((self._u, self._v), (u.detach(), v.detach()))
         if w is weight:
             return out
-        if weight.dim() == 1:
-            return out.squeeze(0)
         moved = weight.movedim(self.dim, 0).shape
         return out.reshape(moved).movedim(0, self.dim)
 
@@ -330,7 +343,7 @@ class FrobeniusNorm(nn.Module):
         self.scale = check_positive("scale", scale)
 
     def forward(self, weight: Tensor) -> Tensor:
-        if not (self.training or torch.compiler.is_compiling() or torch.isfinite(weight).all()):
+        if not self.training and _can_look_at(weight) and not bool(torch.isfinite(weight).all()):
             raise ValueError(
                 "weight must be finite to be normalised outside training, "
                 f"got a weight of shape {tuple(weight.shape)} with NaN or infinite elements"
@@ -356,7 +369,7 @@ class LConvNorm(nn.Module):
         return weight * self.factor
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        return weight / self.factor
+        return weight
 
     def extra_repr(self) -> str:
         return f"factor={self.factor:g}"
@@ -365,12 +378,15 @@ class LConvNorm(nn.Module):
 # ---- registrars ----------------------------------------------------------------------------------
 
 
+def _kind_of(module: nn.Module) -> str:
+    name: str = parametrize.type_before_parametrizations(module).__name__
+    return name
+
+
 def _weight_of(module: nn.Module, name: str) -> Tensor:
     weight = getattr(module, name, None)
     if not isinstance(weight, Tensor):
-        raise ValueError(
-            f"name must be that of a parameter of {type(module).__name__}, got {name!r}"
-        )
+        raise ValueError(f"name must be that of a parameter of {_kind_of(module)}, got {name!r}")
     return weight
 
 
@@ -383,11 +399,11 @@ def _register(module: _M, name: str, parametrization: nn.Module) -> _M:
 def _remove(module: _M, name: str, kind: type[nn.Module]) -> _M:
     """Takes every parametrization of that kind off; the others and the parameter stay."""
     if not parametrize.is_parametrized(module, name):
-        raise ValueError(f"{name} of {type(module).__name__} has no {kind.__name__} to remove")
+        raise ValueError(f"{name} of {_kind_of(module)} has no {kind.__name__} to remove")
     chain: Any = module.parametrizations[name]  # type: ignore[index]
     kept = [p for p in chain if not isinstance(p, kind)]
     if len(kept) == len(chain):
-        raise ValueError(f"{name} of {type(module).__name__} has no {kind.__name__} to remove")
+        raise ValueError(f"{name} of {_kind_of(module)} has no {kind.__name__} to remove")
     if not kept:
         parametrize.remove_parametrizations(module, name)
         return module
@@ -479,6 +495,9 @@ def frobenius_norm(module: _M, name: str = "weight", disjoint_neurons: bool = Tr
 def lconv_norm(module: _M, name: str = "weight") -> _M:
     """Multiplies a convolution's weight by its corrective factor, from the module's own settings.
 
+    After :func:`spectral_norm` with ``dim=0``, for a transposed convolution too, this makes the
+    convolution 1-Lipschitz, as far as the estimate of the spectral norm has converged.
+
     Args:
         module: a ``ConvNd`` or ``ConvTransposeNd``, changed in place.
         name: of the parameter.
@@ -496,7 +515,7 @@ def lconv_norm(module: _M, name: str = "weight") -> _M:
 def factor_of(module: nn.Module) -> float:
     """The corrective factor of a ``torch.nn`` convolution, for inputs of every size."""
     if not isinstance(module, nn.modules.conv._ConvNd):
-        raise TypeError(f"module must be a convolution of torch.nn, got {type(module).__name__}")
+        raise TypeError(f"module must be a convolution of torch.nn, got {_kind_of(module)}")
     transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
     # The adjoint's padding crops its output, which cannot make it larger.
     padding: Any = 0 if transposed else module.padding

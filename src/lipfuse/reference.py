@@ -21,11 +21,17 @@ __all__ = [
     "foreach_orthogonalize_backward",
     "frobenius_normalize",
     "frobenius_normalize_backward",
+    "l2_norm_pool2d",
+    "l2_norm_pool2d_backward",
     "largest_use",
     "orthogonalize",
     "orthogonalize_backward",
     "power_iteration",
     "power_iteration_backward",
+    "scaled_avg_pool2d",
+    "scaled_avg_pool2d_backward",
+    "sort_pairs",
+    "sort_pairs_backward",
     "spectral_bjorck",
     "spectral_bjorck_backward",
     "spectral_bound",
@@ -385,6 +391,129 @@ def spectral_bound(weight: Tensor, squarings: int) -> Tensor:
     """An upper bound of the spectral norm: here the norm itself, with a margin for rounding."""
     margin = 1 + 4 * math.sqrt(min(weight.shape[-2:])) * torch.finfo(weight.dtype).eps
     return _largest_singular_value(weight) * margin
+
+
+# ---- activations and pools -----------------------------------------------------------------------
+
+
+def _laid_out_as(like: Tensor, values: Tensor) -> Tensor:
+    """The values in the memory format of ``like``: its strides if it is dense."""
+    return torch.empty_like(like).copy_(values)
+
+
+def _exchanged(input: Tensor, swap: Tensor, dim: int, scale: float) -> Tensor:
+    first, second = torch.unflatten(input, dim, (-1, 2)).unbind(dim if dim < 0 else dim + 1)
+    low, high = torch.where(swap, second, first), torch.where(swap, first, second)
+    pairs = torch.stack((low, high), dim if dim < 0 else dim + 1)
+    return pairs.flatten(dim - 1 if dim < 0 else dim, dim if dim < 0 else dim + 1) * scale
+
+
+def sort_pairs(input: Tensor, dim: int, scale: float, save: bool) -> tuple[Tensor, Tensor]:
+    """Pairs (0, 1), (2, 3), ... along ``dim`` in ascending order, and which of them were swapped.
+
+    Comparing with NaN is false: such a pair stays as it is.
+    """
+    if input.shape[dim] == 0:
+        return input.clone(), input.new_empty(input.shape if save else 0, dtype=torch.bool)
+    pairs = torch.unflatten(input, dim, (-1, 2))
+    first, second = pairs.unbind(dim if dim < 0 else dim + 1)
+    swap = first > second
+    out = _laid_out_as(input, _exchanged(input, swap, dim, scale))
+    return out, swap if save else swap.new_empty(0)
+
+
+def sort_pairs_backward(grad: Tensor, swapped: Tensor, dim: int, scale: float) -> Tensor:
+    """The Jacobian is a symmetric permutation matrix: the same pairs are swapped."""
+    if grad.shape[dim] == 0:
+        return grad.clone()
+    return _exchanged(grad, swapped, dim, scale)
+
+
+def windows_of(input: Tensor, kernel: tuple[int, int], ceil_mode: bool) -> Tensor:
+    """``(..., rows, kernel, columns, kernel)``, with zeros beyond the border."""
+    for axis, k in ((-2, kernel[0]), (-1, kernel[1])):
+        size = input.shape[axis]
+        count = -(-size // k) if ceil_mode else size // k
+        missing = max(0, count * k - size)
+        input = input.narrow(axis, 0, min(size, count * k))
+        pad = (0, missing) if axis == -1 else (0, 0, 0, missing)
+        input = torch.nn.functional.pad(input, pad)
+    height, width = input.shape[-2:]
+    shape = (height // kernel[0], kernel[0], width // kernel[1], kernel[1])
+    return input.reshape(*input.shape[:-2], *shape)
+
+
+def from_windows(windows: Tensor, height: int, width: int) -> Tensor:
+    """The adjoint of :func:`windows_of`."""
+    image = windows.flatten(-2).flatten(-3, -2)
+    # A negative pad cuts off what lies beyond the border.
+    missing = (0, width - image.shape[-1], 0, height - image.shape[-2])
+    return torch.nn.functional.pad(image, missing)
+
+
+def _widened(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def l2_norm_pool2d(
+    input: Tensor, kernel_height: int, kernel_width: int, ceil_mode: bool, scale: float
+) -> Tensor:
+    """``scale`` times the Euclidean norm of windows side by side."""
+    windows = windows_of(_widened(input), (kernel_height, kernel_width), ceil_mode)
+    return ((windows * windows).sum((-3, -1)).sqrt() * scale).to(input.dtype)
+
+
+def l2_norm_pool2d_backward(
+    grad: Tensor,
+    input: Tensor,
+    kernel_height: int,
+    kernel_width: int,
+    ceil_mode: bool,
+    scale: float,
+) -> Tensor:
+    """``scale g x / norm``; zero where the norm is too small for squares to have digits."""
+    wide = _widened(input)
+    windows = windows_of(wide, (kernel_height, kernel_width), ceil_mode)
+    norm = (windows * windows).sum((-3, -1)).sqrt()
+    large = norm >= 1024.0 * math.sqrt(torch.finfo(norm.dtype).tiny)
+    ratio = torch.where(large, _widened(grad) * scale / torch.where(large, norm, 1.0), 0.0)
+    values = from_windows(windows * ratio.unsqueeze(-1).unsqueeze(-3), *input.shape[-2:])
+    return _laid_out_as(input, values.to(input.dtype))
+
+
+def _window_factors(
+    like: Tensor, height: int, width: int, kernel: tuple[int, int], ceil_mode: bool, scale: float
+) -> Tensor:
+    ones = torch.ones((1, height, width), dtype=torch.float64, device=like.device)
+    counts = windows_of(ones, kernel, ceil_mode).sum((-3, -1))
+    return (scale / counts.sqrt()).to(like.dtype)
+
+
+def scaled_avg_pool2d(
+    input: Tensor, kernel_height: int, kernel_width: int, ceil_mode: bool, scale: float
+) -> Tensor:
+    """``scale`` times the sum of each window over the root of its size."""
+    kernel, wide = (kernel_height, kernel_width), _widened(input)
+    factors = _window_factors(wide, *input.shape[-2:], kernel, ceil_mode, scale)
+    return (windows_of(wide, kernel, ceil_mode).sum((-3, -1)) * factors).to(input.dtype)
+
+
+def scaled_avg_pool2d_backward(
+    grad: Tensor,
+    height: int,
+    width: int,
+    kernel_height: int,
+    kernel_width: int,
+    ceil_mode: bool,
+    scale: float,
+) -> Tensor:
+    """The adjoint: each element gets its window's gradient, scaled."""
+    kernel, wide = (kernel_height, kernel_width), _widened(grad)
+    values = wide * _window_factors(wide, height, width, kernel, ceil_mode, scale)
+    spread = values.unsqueeze(-1).unsqueeze(-3)
+    shape = (*values.shape[:-1], kernel_height, values.shape[-1], kernel_width)
+    windows = spread.expand(*shape)
+    return from_windows(windows, height, width).to(grad.dtype)
 
 
 # ---- the convolution's corrective factor ---------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 from lipfuse.demo import main
 from lipfuse.demo.data import Digits
 from lipfuse.demo.evaluation import UnsoundCertificateError
-from lipfuse.demo.model import build_unconstrained
+from lipfuse.demo.model import build_constrained, build_unconstrained
 from lipfuse.demo.settings import Settings
 from lipfuse.demo.timing import step_times
 from lipfuse.demo.training import build_loss, learning_rate_factor, train
@@ -27,7 +27,6 @@ def _run(folder: Path, *extra: str) -> dict[str, Any]:
     return results
 
 
-@pytest.mark.timeout(120)
 def test_end_to_end_and_reproducible(
     digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -59,8 +58,19 @@ def test_end_to_end_and_reproducible(
     assert {key: first[key] for key in ACCURACIES} == {key: second[key] for key in ACCURACIES}
     assert first["history"]["loss"] == second["history"]["loss"]
 
-    other = _run(tmp_path / "other", "--seed", "1")
-    assert other["history"]["loss"] != first["history"]["loss"]
+
+def test_the_seed_matters_and_is_all_that_does() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.rand(40, 1, 28, 28, generator=generator), torch.arange(40) % 10
+    few = Digits(images, labels, images, labels)
+
+    def losses(seed: int) -> list[float]:
+        torch.manual_seed(5)  # the same weights: what differs is the order and the distortion
+        settings = Settings(epochs=2, batch_size=10, seed=seed)
+        return train(build_constrained(16, 1), few, settings).loss
+
+    assert losses(0) == losses(0)
+    assert losses(0) != losses(1)
 
 
 def test_hkr_runs_too(digits: Digits, tmp_path: Path) -> None:

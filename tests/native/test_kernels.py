@@ -124,7 +124,9 @@ def test_matmul_of_a_broadcast_row(dtype: Any) -> None:
 
 @every_isa
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("n, k", [(1, 1), (1, 8), (2, 5), (7, 3), (16, 16), (31, 64), (97, 40), (160, 7)])
+@pytest.mark.parametrize(
+    "n, k", [(1, 1), (1, 8), (2, 5), (7, 3), (16, 16), (31, 64), (97, 40), (160, 7)]
+)
 def test_symmetric_products_are_symmetric_to_the_bit(n: int, k: int, dtype: Any) -> None:
     a = drawn((n, k), dtype)
     exact = a.astype(np.longdouble) @ a.T.astype(np.longdouble)
@@ -218,7 +220,9 @@ def test_bjorck_stops_once_a_step_is_shorter_than_eps() -> None:
         lengths.append(np.linalg.norm(new - x))
         x = new
     for steps in range(1, 6):  # between two lengths: after exactly so many steps
-        eps = float(np.sqrt(lengths[steps - 1] * lengths[steps - 2])) if steps > 1 else lengths[0] * 2
+        eps = (
+            float(np.sqrt(lengths[steps - 1] * lengths[steps - 2])) if steps > 1 else lengths[0] * 2
+        )
         assert kernels.bjorck(w, 0.5, 15, eps)[1] == steps
     assert kernels.bjorck(w, 0.5, 3, 1e-30)[1] == 3
     same, ran = kernels.bjorck(w, 0.5, 0, 1e-3)
@@ -226,8 +230,12 @@ def test_bjorck_stops_once_a_step_is_shorter_than_eps() -> None:
 
 
 @every_isa
-@pytest.mark.parametrize("dtype, tol", [(np.float32, 1e-4), (np.float32, 1e-6), (np.float64, 1e-7), (np.float64, 1e-12)])
-@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (17, 17), (13, 101), (101, 13), (48, 48)])
+@pytest.mark.parametrize(
+    "dtype, tol", [(np.float32, 1e-4), (np.float32, 1e-6), (np.float64, 1e-7), (np.float64, 1e-12)]
+)
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (1, 9), (9, 1), (17, 17), (13, 101), (101, 13), (48, 48)]
+)
 @pytest.mark.parametrize("kind", tools.BENIGN)
 def test_orthogonalize(kind: str, shape: tuple[int, int], dtype: Any, tol: float) -> None:
     w = spectrum_matrix(kind, shape, dtype)

@@ -103,7 +103,17 @@ def _foreach(w: Tensor) -> Arguments:
 def _foreach_backward(w: Tensor) -> Arguments:
     weights, groups, scales, tol, save = _foreach(w)
     q, roots, info = reference.foreach_orthogonalize(weights, groups, scales, tol, save)
-    return ([_gradient(x) for x in weights], weights, q, roots, Exact(info), groups, scales, tol, False)
+    return (
+        [_gradient(x) for x in weights],
+        weights,
+        q,
+        roots,
+        Exact(info),
+        groups,
+        scales,
+        tol,
+        False,
+    )
 
 
 def _frobenius_normalize(w: Tensor) -> Arguments:
@@ -185,7 +195,7 @@ CASES = [
 
 
 def valid(case: Case, outputs: Any) -> list[Tensor]:
-    """The tensors of a result, without what is not defined: Björck's history beyond its last step."""
+    """The tensors of a result; Björck's history is not defined beyond its last step."""
     tensors = tools.flat(outputs)
     if case.name in ("bjorck", "spectral_bjorck"):
         history, steps = tensors[-2:]

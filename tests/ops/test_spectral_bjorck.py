@@ -78,7 +78,8 @@ def test_gradcheck_of_fixed_vectors(shape: tuple[int, ...]) -> None:
     w = tools.matrix("gaussian", shape).requires_grad_()
     u, v = leading(w.detach())
     assert torch.autograd.gradcheck(
-        lambda x: F.spectral_bjorck(x, u, v, n_iterations=0, max_iterations=4, eps_bjorck=1e-30)[0], w
+        lambda x: F.spectral_bjorck(x, u, v, n_iterations=0, max_iterations=4, eps_bjorck=1e-30)[0],
+        w,
     )
 
 

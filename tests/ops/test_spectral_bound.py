@@ -33,7 +33,9 @@ def test_hard_matrices(isa: str) -> None:
     cases = {
         "all ones": ones,
         "alternating": signs[:, None] * signs[None, :],
-        "one element": torch.zeros(n, n, dtype=torch.float64).index_put_((torch.tensor(5), torch.tensor(7)), torch.tensor(1.0).double()),
+        "one element": torch.zeros(n, n, dtype=torch.float64).index_put_(
+            (torch.tensor(5), torch.tensor(7)), torch.tensor(1.0).double()
+        ),
         "diagonal": torch.diag(torch.linspace(0.5, 1, n, dtype=torch.float64)),
         "identity": torch.eye(n, dtype=torch.float64),
         "two clusters": torch.diag(torch.tensor([1.0] * (n - 1) + [1 + 1e-7]).double()),

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._checks import check_dim, check_positive, check_positive_int, check_tensor
+from ..ops.sort_pairs import sort_pairs, takes
 
 __all__ = [
     "full_sort",
@@ -54,13 +55,16 @@ def max_min(input: Tensor, dim: int | None = None) -> Tensor:
     return torch.cat((F.relu(input), F.relu(-input)), dim=dim)
 
 
-def _sort_pairs(input: Tensor, dim: int) -> Tensor:
+def _sort_pairs(input: Tensor, dim: int, scale: float = 1.0) -> Tensor:
     """Sort the pairs (0, 1), (2, 3), ... along ``dim``, which must have even size.
 
-    The one place where GroupSort2 is computed. ``where`` rather than ``minimum`` and ``maximum``:
-    those split the gradient of a tied pair in halves, this hands each output's gradient to exactly
-    one input, so the Jacobian is a permutation everywhere, ties included.
+    The one place where GroupSort2 is computed: by one kernel, or in torch's operations where a
+    compiler fuses or a transform rewrites them. Those use ``where`` rather than ``minimum`` and
+    ``maximum``: these split the gradient of a tied pair in halves, ``where`` hands each output's
+    gradient to exactly one input, so the Jacobian is a permutation everywhere, ties included.
     """
+    if takes(input):
+        return sort_pairs(input, dim - input.dim(), scale)
     # Work along the last dimension if that is how the memory lies (channels_last images), so that
     # the result keeps the layout of the input and no pass is spent on reordering it.
     moved = input.dim() > 1 and dim != input.dim() - 1 and input.stride(dim) == 1
@@ -71,32 +75,39 @@ def _sort_pairs(input: Tensor, dim: int) -> Tensor:
     low = torch.where(swap, second, first)
     high = torch.where(swap, first, second)
     out = torch.stack((low, high), axis + 1).flatten(axis, axis + 1)
-    return out.movedim(-1, dim) if moved else out
+    out = out.movedim(-1, dim) if moved else out
+    return out if scale == 1.0 else out * scale
 
 
-def group_sort(input: Tensor, group_size: int | None = None, dim: int = 1) -> Tensor:
+def group_sort(
+    input: Tensor, group_size: int | None = None, dim: int = 1, scale: float = 1.0
+) -> Tensor:
     """Sort groups of ``group_size`` neighbours along ``dim`` in ascending order.
+
+    NaN counts as larger than any number, except in groups of two: a pair with a NaN stays as it is.
 
     Args:
         input: floating-point tensor with a dimension ``dim``.
         group_size: the number of neighbours sorted together; it must divide the size of ``dim``.
             ``None``, or more than there are, sorts the whole dimension.
         dim: the dimension to sort along; negative values count from the end.
+        scale: what to multiply the result by: the Lipschitz constant, positive and finite.
 
     Returns:
-        A tensor of the shape and dtype of ``input``. Its Jacobian is a permutation matrix, at ties
-        too: equal elements keep their order.
+        A tensor of the shape and dtype of ``input``. Its Jacobian is ``scale`` times a permutation
+        matrix, at ties too: equal elements keep their order.
 
     Raises:
         TypeError: if ``input`` is not a floating-point tensor, or ``group_size`` or ``dim`` not
             an integer.
-        ValueError: if ``input`` has no dimension ``dim``, or ``group_size`` is not positive or
-            does not divide its size.
+        ValueError: if ``input`` has no dimension ``dim``, ``group_size`` is not positive or does
+            not divide its size, or ``scale`` is not positive and finite.
 
     References:
         C. Anil, J. Lucas, R. Grosse, *Sorting out Lipschitz function approximation*, ICML 2019.
     """
     check_tensor("input", input)
+    scale = check_positive("scale", scale)
     dim = check_dim("dim", dim, input.dim())
     size = input.shape[dim]
     if group_size is None:
@@ -108,15 +119,17 @@ def group_sort(input: Tensor, group_size: int | None = None, dim: int = 1) -> Te
             f"group_size must divide the size of dimension {dim} of input, which is {size}, "
             f"got {group_size}"
         )
+    if group_size == 2 and size != 0:
+        return _sort_pairs(input, dim, scale)
     if group_size == 1 or size == 0:
         # A view would let an in-place operation on the output change the input.
-        return input.clone()
-    if group_size == 2:
-        return _sort_pairs(input, dim)
-    if group_size == size:
-        return torch.sort(input, dim=dim, stable=True).values
-    groups = torch.unflatten(input, dim, (size // group_size, group_size))
-    return torch.sort(groups, dim=dim + 1, stable=True).values.flatten(dim, dim + 1)
+        out = input.clone()
+    elif group_size == size:
+        out = torch.sort(input, dim=dim, stable=True).values
+    else:
+        groups = torch.unflatten(input, dim, (size // group_size, group_size))
+        out = torch.sort(groups, dim=dim + 1, stable=True).values.flatten(dim, dim + 1)
+    return out if scale == 1.0 else out * scale
 
 
 def group_sort_2(input: Tensor) -> Tensor:

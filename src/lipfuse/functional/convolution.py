@@ -15,12 +15,10 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular", "symmetric")
 
 
 def _axes(name: str, value: Union[int, Sequence[int]], axes: int, minimum: int) -> tuple[int, ...]:
-    values = (value,) * axes if isinstance(value, int) else tuple(value)
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes
     if len(values) != axes:
         raise ValueError(f"{name} must be an int or have {axes} elements, got {value!r}")
-    for v in values:
-        check_positive_int(name, v, minimum=minimum)
-    return values
+    return tuple(check_positive_int(name, v, minimum=minimum) for v in values)
 
 
 def padding_of_axes(
@@ -71,7 +69,7 @@ def conv_factor(
     Raises:
         TypeError, ValueError: for arguments of the wrong kind, length or range.
     """
-    kernel = (kernel_size,) * 2 if isinstance(kernel_size, int) else tuple(kernel_size)
+    kernel = tuple(kernel_size) if isinstance(kernel_size, (tuple, list)) else (kernel_size,) * 2
     if not kernel:
         raise ValueError("kernel_size must have at least one element, got none")
     axes = len(kernel)
@@ -82,6 +80,8 @@ def conv_factor(
     check_choice("padding_mode", padding_mode, PADDING_MODES)
     lengths: Sequence[int] = (0,) * axes
     if input_shape is not None:
+        if not isinstance(input_shape, (tuple, list)):
+            raise TypeError(f"input_shape must be a tuple or list of ints, got {input_shape!r}")
         if len(input_shape) < axes:
             raise ValueError(
                 f"input_shape must have at least {axes} elements, got {tuple(input_shape)}"

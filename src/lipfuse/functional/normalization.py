@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .._checks import check_choice, check_in_range, check_positive, check_positive_int, check_tensor
+from .._checks import (
+    check_choice,
+    check_dim,
+    check_in_range,
+    check_positive,
+    check_positive_int,
+    check_tensor,
+)
 
 __all__ = [
     "bjorck",
@@ -269,7 +276,7 @@ def _check_weights(weights: Sequence[Tensor], scales: Union[float, Sequence[floa
         raise TypeError(f"weights must be a list or tuple of tensors, got {type(weights).__name__}")
     for i, w in enumerate(weights):
         check_tensor(f"weights[{i}]", w, min_dim=2)
-    given = [scales] * len(weights) if isinstance(scales, (int, float)) else list(scales)
+    given = list(scales) if isinstance(scales, (list, tuple)) else [scales] * len(weights)
     if len(given) != len(weights):
         raise ValueError(
             f"scales must be a number or have {len(weights)} elements, got {len(given)}"
@@ -392,13 +399,8 @@ def frobenius_normalize(
     if dim is None:
         dims = list(range(w.dim()))
     else:
-        given = [dim] if isinstance(dim, int) else list(dim)
-        for d in given:
-            if isinstance(d, bool) or not isinstance(d, int):
-                raise TypeError(f"dim must be an int or a sequence of ints, got {dim!r}")
-            if not -w.dim() <= d < w.dim():
-                raise ValueError(f"dim must be in [{-w.dim()}, {w.dim() - 1}], got {dim!r}")
-        dims = sorted({d % w.dim() for d in given})
+        given = list(dim) if isinstance(dim, (tuple, list)) else [dim]
+        dims = sorted({check_dim("dim", d, w.dim()) for d in given})
         if not dims:
             raise ValueError("dim must name at least one dimension, got none")
     rest = [d for d in range(w.dim()) if d not in dims]

@@ -15,6 +15,10 @@ import torch.nn.functional as torch_functional
 from torch import Tensor
 
 from .._checks import check_int_or_pair, check_positive, check_tensor
+from ..ops.l2_norm_pool2d import l2_norm_pool2d as native_l2
+from ..ops.l2_norm_pool2d import takes as has_l2_kernel
+from ..ops.scaled_avg_pool2d import scaled_avg_pool2d as native_avg
+from ..ops.scaled_avg_pool2d import takes as has_avg_kernel
 
 __all__ = ["l2_norm_pool2d", "scaled_avg_pool2d"]
 
@@ -67,6 +71,8 @@ def scaled_avg_pool2d(
     kernel = check_int_or_pair("kernel_size", kernel_size)
     factor = check_positive("scale", scale)
     _check_image(input, kernel, ceil_mode)
+    if has_avg_kernel(input):
+        return native_avg(input, kernel, ceil_mode, factor)
     height, width = input.shape[-2:]
     area = kernel[0] * kernel[1]
     if ceil_mode and (height % kernel[0] != 0 or width % kernel[1] != 0):
@@ -82,10 +88,11 @@ def l2_norm_pool2d(
     input: Tensor,
     kernel_size: int | tuple[int, int],
     ceil_mode: bool = False,
+    scale: float = 1.0,
 ) -> Tensor:
-    r"""Euclidean norm of each window: 1-Lipschitz, with a gradient of norm 1.
+    r"""Euclidean norm of each window, times ``scale``: so long is its gradient, too.
 
-    .. math:: \mathrm{out}_w = \Bigl(\sum_{i \in w} x_i^2\Bigr)^{1/2}
+    .. math:: \mathrm{out}_w = \mathrm{scale}\,\Bigl(\sum_{i \in w} x_i^2\Bigr)^{1/2}
 
     The gradient in a window of zeros, where the norm has none, is zero, and so are the second
     derivatives; windows of a norm below :math:`2^{10}` times the root of the smallest normal number
@@ -96,26 +103,32 @@ def l2_norm_pool2d(
         kernel_size: the size of the windows, which lie side by side.
         ceil_mode: whether elements that do not fill a window get a window of their own, cut off at
             the border.
+        scale: the Lipschitz constant: positive and finite.
 
     Returns:
         A tensor of shape ``(..., H / kernel, W / kernel)``, rounded down, or up with ``ceil_mode``.
 
     Raises:
         TypeError: if ``input`` is not a floating-point tensor, or ``kernel_size`` no integers.
-        ValueError: if the rank is wrong, or the image smaller than a window.
+        ValueError: if the rank is wrong, the image smaller than a window, or ``scale`` not positive
+            and finite.
 
     References:
         Y.-L. Boureau, J. Ponce, Y. LeCun, *A theoretical analysis of feature pooling in visual
         recognition*, ICML 2010.
     """
     kernel = check_int_or_pair("kernel_size", kernel_size)
+    scale = check_positive("scale", scale)
     _check_image(input, kernel, ceil_mode)
+    if has_l2_kernel(input):
+        return native_l2(input, kernel, ceil_mode, scale)
     wide = input.to(torch.promote_types(input.dtype, torch.float32))
-    return _l2_pool(wide, kernel, ceil_mode).to(input.dtype)
+    pooled = _l2_pool(wide, kernel, ceil_mode)
+    return (pooled if scale == 1.0 else pooled * scale).to(input.dtype)
 
 
 def _l2_pool(input: Tensor, kernel: tuple[int, int], ceil_mode: bool) -> Tensor:
-    """The one place where L2 pooling is computed; float32 or float64."""
+    """L2 pooling where there is no kernel for it, or a compiler or transform is at work."""
     apply: Any = _L2Pool.apply  # untyped in torch
     pooled: Tensor = apply(input, kernel, ceil_mode)
     return pooled

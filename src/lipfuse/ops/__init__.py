@@ -3,6 +3,7 @@
 Importing this package registers them under ``torch.ops.lipfuse``.
 """
 
+from lipfuse.ops._define import transforming, under_autocast
 from lipfuse.ops.bjorck import bjorck, spectral_bjorck
 from lipfuse.ops.frobenius_normalize import frobenius_normalize
 from lipfuse.ops.orthogonalize import foreach_orthogonalize, orthogonalize
@@ -18,4 +19,6 @@ __all__ = [
     "spectral_bjorck",
     "spectral_bound",
     "spectral_normalize",
+    "transforming",
+    "under_autocast",
 ]

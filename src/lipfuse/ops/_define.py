@@ -34,9 +34,19 @@ def define(name: str, fake: Callable[..., Any]) -> Any:
     return getattr(torch.ops.lipfuse, name).default
 
 
-def _transforming() -> bool:
+def transforming() -> bool:
     """Whether a transform of ``torch.func`` is at work."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def wants_gradient(weight: Tensor) -> bool:
+    """Whether to save what a backward needs; inside a transform, a tensor cannot tell."""
+    return torch.is_grad_enabled() and (weight.requires_grad or transforming())
+
+
+def under_autocast(x: Tensor) -> bool:
+    """Whether autocast is on for the tensor's device; it does not know the meta device."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 def _transformable(
@@ -88,14 +98,14 @@ def _is_missing(x: Tensor) -> bool:
     return x.shape == (0,)
 
 
-def _goes_direct(weight: Tensor) -> bool:
+def _goes_direct(weight: Tensor, autocast: bool = True) -> bool:
     """Whether this is plain eager code that wants a gradient."""
     return (
         weight.requires_grad
         and torch.is_grad_enabled()
         and type(weight) in (Tensor, torch.nn.Parameter)
-        and not _transforming()
-        and not torch.is_autocast_enabled(weight.device.type)
+        and not transforming()
+        and not (autocast and under_autocast(weight))
     )
 
 
@@ -127,6 +137,41 @@ def _direct(
     return apply
 
 
+def devices_with_kernels(op: Any) -> frozenset[str]:
+    """The types of the devices for which the native library has a kernel of ``op``."""
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    names = ("CPU", "CUDA")
+    return frozenset(key.lower() for key in names if has(op._schema.name, key))
+
+
+def is_plain(input: Tensor) -> bool:
+    """Whether this is eager code on an ordinary tensor, without transforms.
+
+    Only there are layers that torch can express well better off with operators of their own:
+    compilers fuse torch's own operations, and those know every transform and forward mode.
+    """
+    return (
+        type(input) in (Tensor, torch.nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and not transforming()
+        and not torch.jit.is_tracing()
+        and torch.autograd.forward_ad._current_level < 0
+    )
+
+
+def quick(op: Any, call: Callable[..., Any]) -> Callable[..., Any]:
+    """``call``, or ``op`` without the way through autograd where the first argument needs none."""
+
+    def quickly(*inputs: Any) -> Any:
+        first = inputs[0]
+        if (first.requires_grad and torch.is_grad_enabled()) or not is_plain(first):
+            return call(*inputs)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*inputs)
+
+    return quickly
+
+
 def _title(name: str) -> str:
     return "".join(part.title() for part in name.split("::")[1].split("_"))
 
@@ -136,6 +181,7 @@ def differentiable(
     setup: Callable[[Any, tuple[Any, ...], Any], None],
     backward: Callable[..., Any],
     auxiliary: tuple[int, ...],
+    autocast: bool = True,
 ) -> Callable[..., Any]:
     """Registers the gradient of ``op``; returns the function to call it by.
 
@@ -147,10 +193,11 @@ def differentiable(
         setup: ``(ctx, inputs, output)``, saves what the backward needs.
         backward: ``(ctx, *grads)`` to the gradients of all inputs.
         auxiliary: the outputs without a gradient.
+        autocast: whether autocast turns the arguments into float32; activations stay as they are.
     """
     name = op._schema.name
     torch.library.register_autograd(name, backward, setup_context=setup, lib=_library)
-    for device in ("cpu", "cuda"):
+    for device in ("cpu", "cuda") if autocast else ():
         # Normalisation loses its guarantee in half precision: it always runs in float32.
         torch.library.register_autocast(name, device, torch.float32, lib=_library)
 
@@ -159,9 +206,9 @@ def differentiable(
     def call(*inputs: Any) -> Any:
         if torch.compiler.is_compiling():
             return op(*inputs)
-        if _transforming():
+        if transforming():
             return transformed(*inputs)
-        return (direct if _goes_direct(inputs[0]) else op)(*inputs)
+        return (direct if _goes_direct(inputs[0], autocast) else op)(*inputs)
 
     transformed = _transformable(name, call, setup, backward, auxiliary)
     return call
@@ -178,10 +225,14 @@ def with_gradient(
     direct = _direct(name, function, setup, backward, auxiliary)
 
     def call(*inputs: Any) -> Any:
-        compiling = torch.compiler.is_compiling()
-        return (direct if not compiling and _goes_direct(inputs[0]) else transformed)(*inputs)
+        if torch.compiler.is_compiling():
+            return plain(*inputs)
+        if transforming():
+            return transformed(*inputs)
+        return (direct if _goes_direct(inputs[0], autocast=False) else plain)(*inputs)
 
-    transformed = _transformable(name, function, setup, backward, auxiliary)
+    plain = _transformable(name, function, setup, backward, auxiliary)
+    transformed = _transformable(name, call, setup, backward, auxiliary)
     return call
 
 
@@ -202,7 +253,7 @@ def once_differentiable(op: Any) -> Callable[..., Any]:
     torch.library.register_autograd(name, refuse, lib=_library)
 
     def call(*inputs: Any) -> Any:
-        if not torch.compiler.is_compiling() and _transforming():
+        if not torch.compiler.is_compiling() and transforming():
             return transformed(*inputs)
         return op(*inputs)
 

@@ -7,7 +7,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from lipfuse.ops._define import define, differentiable, once_differentiable
+from lipfuse.ops._define import define, differentiable, once_differentiable, wants_gradient
 
 
 def _history(weight: Tensor, max_iterations: int, save: bool) -> Tensor:
@@ -54,7 +54,7 @@ _bjorck_call = differentiable(_bjorck, _setup_bjorck, _backward_bjorck, auxiliar
 
 def bjorck(weight: Tensor, beta: float, max_iterations: int, eps: float) -> tuple[Tensor, Tensor]:
     """``(weight, steps)``: the last iterate and how many steps ran, int64, one a matrix."""
-    save = weight.requires_grad and torch.is_grad_enabled()
+    save = wants_gradient(weight)
     out, _, steps = _bjorck_call(weight, beta, max_iterations, eps, save)
     return out, steps
 
@@ -130,7 +130,7 @@ def spectral_bjorck(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``(weight, sigma, u, v)``; sigma is not differentiable here."""
-    save = weight.requires_grad and torch.is_grad_enabled()
+    save = wants_gradient(weight)
     out, sigma, u, v, _, _ = _chain_call(
         weight, u, v, n_iterations, eps, beta, max_iterations, eps_bjorck, scale, save
     )

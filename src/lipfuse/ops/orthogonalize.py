@@ -8,7 +8,14 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from lipfuse.ops._define import define, differentiable, once_differentiable, with_gradient
+from lipfuse.ops._define import (
+    define,
+    differentiable,
+    once_differentiable,
+    transforming,
+    wants_gradient,
+    with_gradient,
+)
 
 # The gradient's linear solve is stopped at this multiple of the forward's tolerance, relative.
 _SOLVE = 10
@@ -77,7 +84,7 @@ def orthogonalize(
     weight: Tensor, tol: float, scale: float, tangent: bool = False
 ) -> tuple[Tensor, Tensor]:
     """``(scale * Q, info)``; see :data:`INFO`."""
-    save = weight.requires_grad and torch.is_grad_enabled()
+    save = wants_gradient(weight)
     out, _, info = (_tangent_call if tangent and save else _call)(weight, tol, scale, save)
     return out, info
 
@@ -174,7 +181,7 @@ def foreach_orthogonalize(
     tangent: bool = False,
 ) -> list[Tensor]:
     """``scales[i] * Q`` for every weight ``(out, ...)``, taken as ``groups[i]`` matrices."""
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch.compiler.is_compiling() or transforming():
         # Compilers and function transforms know the operator for one weight.
         results = []
         for w, g, s in zip(weights, groups, scales):

@@ -1,0 +1,54 @@
+"""Memory layouts of results, for fake versions; as ``csrc/cpu/layout.h`` and ``pooling.h``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether the elements fill a stretch of memory, in whatever order of the dimensions."""
+    step = 1
+    order = sorted((i for i in range(len(shape)) if shape[i] != 1), key=lambda i: strides[i])
+    for i in order:
+        if strides[i] != step:
+            return False
+        step *= shape[i]
+    return True
+
+
+def contiguous_strides(shape: Sequence[int]) -> list[int]:
+    strides, step = [0] * len(shape), 1
+    for i in range(len(shape) - 1, -1, -1):
+        strides[i] = step
+        step *= max(1, shape[i])
+    return strides
+
+
+def _channels_last_strides(shape: Sequence[int]) -> list[int]:
+    channels, height, width = (max(1, n) for n in shape[-3:])
+    strides = [1, channels * width, channels]
+    return [channels * height * width, *strides] if len(shape) == 4 else strides
+
+
+def _matches(tensor: Tensor, strides: Sequence[int]) -> bool:
+    pairs = zip(tensor.shape, tensor.stride(), strides, strict=True)
+    return all(size == 1 or have == want for size, have, want in pairs)
+
+
+def empty_image(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """Channels last if ``like`` is, and not contiguous as well; else contiguous."""
+    last = (
+        like.dim() in (3, 4)
+        and not _matches(like, contiguous_strides(like.shape))
+        and _matches(like, _channels_last_strides(like.shape))
+    )
+    # One channel that is last is not told from contiguous by the kernels.
+    strides = _channels_last_strides(shape) if last and like.shape[-3] != 1 else None
+    if strides is None:
+        return like.new_empty(shape)
+    return torch.empty_strided(shape, strides, dtype=like.dtype, device=like.device)

@@ -1,0 +1,94 @@
+"""Pairs of neighbours in ascending order. Kernels: ``csrc/cpu/sort_pairs.cpp``."""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+from lipfuse.ops._define import define, devices_with_kernels, differentiable, is_plain, quick
+from lipfuse.ops._layout import FLOATING, contiguous_strides, is_dense
+
+
+def _fake(input: Tensor, dim: int, scale: float, save: bool) -> tuple[Tensor, Tensor]:
+    shape, strides = list(input.shape), list(input.stride())
+    if input.numel() == 0 or not is_dense(shape, strides):
+        strides = contiguous_strides(shape)
+    out = torch.empty_strided(shape, strides, dtype=input.dtype, device=input.device)
+    if not save:
+        return out, input.new_empty(0, dtype=torch.bool)
+    inner = strides[dim]
+    shape[dim] //= 2
+    halved = [
+        s // 2 if i != dim % len(shape) and s > inner else s for i, s in enumerate(strides)
+    ]
+    return out, torch.empty_strided(shape, halved, dtype=torch.bool, device=input.device)
+
+
+def _fake_backward(grad: Tensor, swapped: Tensor, dim: int, scale: float) -> Tensor:
+    shape, half, strides = list(grad.shape), list(swapped.shape), list(swapped.stride())
+    dim %= len(shape)
+    inner = strides[dim]
+    dense = grad.numel() > 0 and is_dense(half, strides)
+    if dense and half[dim] == 1:
+        places = [s * n for s, n in zip(strides, half, strict=True) if n > 1]
+        dense = inner == 1 or inner in places
+    if dense:
+        strides = [2 * s if i != dim and s >= inner else s for i, s in enumerate(strides)]
+    else:
+        strides = contiguous_strides(shape)
+    return torch.empty_strided(shape, strides, dtype=grad.dtype, device=grad.device)
+
+
+_sort = define("sort_pairs", _fake)
+_swap = define("sort_pairs_backward", _fake_backward)
+
+
+def _setup_swap(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    _, swapped, ctx.dim, ctx.scale = inputs
+    ctx.save_for_backward(swapped)
+
+
+def _backward_of_swap(ctx: Any, grad: Optional[Tensor]) -> tuple[Any, ...]:
+    if grad is None:
+        return None, None, None, None
+    return _call_swap(grad, *ctx.saved_tensors, ctx.dim, ctx.scale), None, None, None
+
+
+# The Jacobian is constant and symmetric: the derivative of the backward is the backward.
+_call_swap = quick(
+    _swap, differentiable(_swap, _setup_swap, _backward_of_swap, auxiliary=(), autocast=False)
+)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.dim, ctx.scale = inputs[1], inputs[2]
+    ctx.save_for_backward(output[1])
+
+
+def _backward(ctx: Any, grad: Optional[Tensor], *_: Any) -> tuple[Any, ...]:
+    if grad is None:
+        return None, None, None, None
+    return _call_swap(grad, *ctx.saved_tensors, ctx.dim, ctx.scale), None, None, None
+
+
+_call = quick(_sort, differentiable(_sort, _setup, _backward, auxiliary=(1,), autocast=False))
+
+
+def sort_pairs(input: Tensor, dim: int, scale: float = 1.0) -> Tensor:
+    """``scale`` times ``input`` with the pairs along ``dim`` in ascending order.
+
+    A pair with a NaN stays as it is.
+    """
+    out: Tensor
+    out, _ = _call(input, dim, scale, input.requires_grad and torch.is_grad_enabled())
+    return out
+
+
+_devices = devices_with_kernels(_sort)
+
+
+def takes(input: Tensor) -> bool:
+    """Whether there is a kernel for this tensor, and nothing that calls for plain torch."""
+    return input.device.type in _devices and is_plain(input) and input.dtype in FLOATING

@@ -1,0 +1,269 @@
+"""The 2-d convolution: its exact norm for every setting, and its arguments."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import tools
+import torch
+from torch import nn
+
+import lipfuse.functional as F
+import lipfuse.nn as lnn
+
+METHODS: dict[str, dict[str, Any]] = {
+    "polar": {},
+    "bjorck": {"method": "bjorck"},
+    "spectral": {"eps_bjorck": None},
+}
+every_method = pytest.mark.parametrize("method", METHODS)
+
+# (in_channels, out_channels, kernel_size, further settings): every leak of deel-torchlip's, and more
+SETTINGS: list[tuple[int, int, Any, dict[str, Any]]] = [
+    (2, 4, 3, {}),
+    (3, 2, 3, {"padding": 1}),
+    (1, 5, (2, 4), {"padding": "same"}),
+    (2, 3, 3, {"stride": 2, "padding": 1}),
+    (2, 3, 2, {"stride": 2}),
+    (2, 3, 3, {"stride": (1, 3)}),
+    (2, 3, 3, {"stride": 3, "dilation": 3}),
+    (2, 3, 3, {"stride": 2, "dilation": 2}),
+    (1, 2, 4, {"stride": 4, "dilation": 2, "padding": 3}),
+    (2, 3, 3, {"dilation": (2, 1), "padding": "same"}),
+    (2, 3, 3, {"padding": 2, "padding_mode": "circular"}),
+    (2, 3, (5, 3), {"padding": (4, 2), "padding_mode": "circular", "stride": 2}),
+    (2, 3, 3, {"padding": 1, "padding_mode": "reflect"}),
+    (2, 3, 5, {"padding": 2, "padding_mode": "reflect"}),
+    (2, 3, 5, {"padding": 2, "padding_mode": "replicate"}),
+    (2, 3, 3, {"padding": 4, "padding_mode": "replicate", "stride": 2}),
+    (2, 3, 3, {"padding": (2, 0), "padding_mode": "symmetric"}),
+    (2, 3, 5, {"padding": "same", "padding_mode": "symmetric", "stride": 1}),
+    (4, 6, 3, {"padding": 1, "groups": 2}),
+    (4, 4, 3, {"padding": 1, "groups": 4}),
+    (1, 1, 1, {}),
+    (3, 5, 1, {"stride": 2}),
+]
+every_setting = pytest.mark.parametrize(
+    "setting", SETTINGS, ids=lambda s: f"{s[0]}-{s[1]}-{s[2]}-{s[3]}"
+)
+
+
+def made(setting: tuple[int, int, Any, dict[str, Any]], **more: Any) -> lnn.SpectralConv2d:
+    inputs, outputs, kernel, rest = setting
+    return lnn.SpectralConv2d(inputs, outputs, kernel, **rest, **more)
+
+
+def original(layer: nn.Module) -> nn.Parameter:
+    parameter = layer.parametrizations.weight.original  # type: ignore[union-attr]
+    assert isinstance(parameter, nn.Parameter)
+    return parameter
+
+
+def low_pass(layer: lnn.SpectralConv2d) -> None:
+    """A kernel that adds up its window: as bad as can be for most settings."""
+    with torch.no_grad():
+        original(layer).copy_(1 + 1e-3 * torch.randn_like(original(layer)))
+
+
+@every_setting
+@every_method
+def test_norm_is_at_most_k(method: str, setting: tuple[int, int, Any, dict[str, Any]]) -> None:
+    """At the start, for random kernels and for low-pass ones; in training, then in evaluation."""
+    k = 0.7
+    for seed, draw in enumerate((None, nn.init.normal_, low_pass)):
+        torch.manual_seed(seed)
+        layer = made(setting, k_coef_lip=k, **METHODS[method])
+        if draw is low_pass:
+            low_pass(layer)
+        elif draw is not None:
+            draw(original(layer))
+        for training in (True, True, False):
+            layer.train(training)
+            assert tools.operator_norm(layer, (setting[0], 9, 8)) <= k * (1 + 2e-5)
+
+
+@pytest.mark.parametrize("size", [(9, 9), (7, 12), (3, 5)], ids=str)
+def test_the_bound_is_reached(size: tuple[int, int]) -> None:
+    """It is no looser than it has to be: low-pass kernels come close for large enough inputs."""
+    layer = lnn.SpectralConv2d(1, 1, 3, padding=1, padding_mode="replicate").eval()
+    low_pass(layer)
+    norm = tools.operator_norm(layer, (1, *size))
+    assert 0.3 <= norm <= 1 + 1e-5
+    full = lnn.SpectralConv2d(1, 1, 2, stride=2).eval()  # windows side by side: exactly 1
+    low_pass(full)
+    assert tools.operator_norm(full, (1, 8, 8)) == pytest.approx(1, abs=1e-5)
+
+
+def test_each_group_is_normalised_on_its_own() -> None:
+    """In deel-torchlip all groups share one norm."""
+    for method, settings in METHODS.items():
+        layer = lnn.SpectralConv2d(4, 6, 2, stride=2, groups=2, **settings).eval()
+        with torch.no_grad():
+            original(layer)[:3] *= 100
+            original(layer)[3:] *= 0.01
+        for half in (layer.weight[:3], layer.weight[3:]):
+            assert tools.largest_singular_value(half.flatten(1)) == pytest.approx(1, abs=2e-3), (
+                method
+            )
+
+
+@every_method
+def test_is_a_torch_convolution_with_its_weight(method: str) -> None:
+    for setting in SETTINGS:
+        if setting[3].get("padding_mode") == "symmetric":
+            continue
+        layer = made(setting, **METHODS[method]).eval()
+        plain = nn.Conv2d(setting[0], setting[1], setting[2], **setting[3])
+        with torch.no_grad():
+            layer.bias.copy_(torch.randn(setting[1]))  # type: ignore[union-attr]
+            plain.weight.copy_(layer.weight)
+            plain.bias.copy_(layer.bias)  # type: ignore[union-attr, arg-type]
+        x = torch.randn(2, setting[0], 10, 11)
+        assert torch.equal(layer(x), plain(x))
+        assert layer(x[0]).shape == plain(x[0]).shape
+        assert layer.weight.shape == plain.weight.shape
+
+
+@pytest.mark.parametrize("padding", [(2, 0), (0, 3), 2, "same", "valid", (3, 1)], ids=str)
+def test_symmetric_padding(padding: Any) -> None:
+    """Against numpy's; deel-torchlip's has the wrong width."""
+    kernel = (4, 3)
+    layer = lnn.SpectralConv2d(2, 3, kernel, padding=padding, padding_mode="symmetric").eval()
+    x = torch.randn(2, 2, 6, 7)
+    pads = {"same": [(1, 2), (1, 1)], "valid": [(0, 0), (0, 0)]}.get(
+        padding, [(p, p) for p in ((padding,) * 2 if isinstance(padding, int) else padding)]
+    )
+    padded = torch.from_numpy(np.pad(x.numpy(), [(0, 0), (0, 0), *pads], mode="symmetric"))
+    expected = nn.functional.conv2d(padded, layer.weight, layer.bias)
+    found = layer(x)
+    assert torch.allclose(found, expected, atol=1e-6)
+    exported = layer.vanilla_export()
+    assert torch.allclose(exported(x), expected, atol=1e-6)
+    assert layer.padding_mode == "symmetric"  # the export left it alone
+
+
+def test_factor_and_k() -> None:
+    for setting in SETTINGS:
+        layer = made(setting, k_coef_lip=2.0).eval()
+        rest = {n: v for n, v in setting[3].items() if n != "groups"}
+        factor = F.conv_factor(setting[2], **rest)
+        groups = setting[3].get("groups", 1)
+        for half in layer.weight.chunk(groups):
+            norm = tools.largest_singular_value(half.flatten(1))
+            assert norm == pytest.approx(2 * factor, rel=1e-5)
+        layer.k_coef_lip = 0.5
+        assert tools.largest_singular_value(
+            layer.weight.chunk(groups)[0].flatten(1)
+        ) == pytest.approx(0.5 * factor, rel=1e-5)
+
+
+@every_method
+def test_groups_start_orthogonal(method: str) -> None:
+    layer = lnn.SpectralConv2d(4, 6, 3, groups=2, **METHODS[method])
+    for half in original(layer).detach().chunk(2):
+        w = half.flatten(1)
+        assert torch.allclose(w @ w.T, torch.eye(3), atol=1e-5)
+    assert layer.bias is not None and not layer.bias.any()
+    assert lnn.SpectralConv2d(4, 6, 3, bias=False).bias is None
+
+
+@every_method
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_zero_and_recovery(method: str, training: bool) -> None:
+    layer = lnn.SpectralConv2d(2, 4, 3, groups=2, **METHODS[method]).train(training)
+    x = torch.randn(2, 2, 6, 6)
+    layer(x).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
+    with torch.no_grad():
+        original(layer)[:2].zero_()  # one group only
+    out = layer(x)
+    assert not out[:, :2].any() and out[:, 2:].any()
+    out.sum().backward()
+    assert original(layer).grad.isfinite().all()  # type: ignore[union-attr]
+    with torch.no_grad():
+        original(layer)[:2].normal_()
+    for _ in range(30):
+        layer(x)
+    norm = tools.largest_singular_value(layer.weight[:2].flatten(1))
+    assert norm == pytest.approx(F.conv_factor(3), rel=2e-3)
+
+
+@every_method
+def test_nan_raises_in_evaluation(method: str) -> None:
+    layer = lnn.SpectralConv2d(2, 4, 3, **METHODS[method]).eval()
+    with torch.no_grad():
+        original(layer)[0, 0, 1, 1] = math.nan
+    with pytest.raises(ValueError, match="weight must be finite"):
+        layer(torch.randn(1, 2, 5, 5))
+
+
+def test_channels_last_changes_no_value() -> None:
+    for groups in (1, 2):
+        layer = lnn.SpectralConv2d(4, 6, 3, padding=1, groups=groups)
+        x = torch.randn(2, 4, 7, 7)
+        expected = layer(x)
+        layer = layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        found = layer(x.to(memory_format=torch.channels_last))
+        assert torch.allclose(found, expected, atol=1e-5)
+        found.sum().backward()
+        assert original(layer).grad is not None
+
+
+def errors() -> list[Any]:
+    positive = "a positive finite number"
+    cases: list[tuple[dict[str, Any], type[Exception], str]] = []
+    for name in ("in_channels", "out_channels", "groups"):
+        for value in (0, -2):
+            cases.append(({name: value}, ValueError, f"{name} must be.*>= 1, got {value}"))
+        for wrong in (2.0, True, None):
+            cases.append(({name: wrong}, TypeError, f"{name} must be.*>= 1, got {wrong!r}"))
+    for name, least in (("kernel_size", 1), ("stride", 1), ("dilation", 1), ("padding", 0)):
+        allowed = f"{name} must be an integer >= {least} or a pair of them, got "
+        for bad in (least - 1, (1, least - 1), (1, 1, 1), ()):
+            cases.append(({name: bad}, ValueError, allowed))
+        for bad in (1.5, True, None, (1, 1.0)):
+            cases.append(({name: bad}, TypeError, allowed))
+    for value in (0, -1, math.nan, math.inf):
+        cases.append(
+            ({"k_coef_lip": value}, ValueError, f"k_coef_lip must be {positive}, got {value}")
+        )
+        cases.append(
+            ({"eps_bjorck": value}, ValueError, f"eps_bjorck must be {positive}, got {value}")
+        )
+        cases.append(
+            ({"eps_spectral": value}, ValueError, f"eps_spectral must be {positive}, got {value}")
+        )
+    cases += [
+        ({"groups": 3}, ValueError, "in_channels must be a multiple of groups=3, got 4"),
+        ({"groups": 4}, ValueError, "out_channels must be a multiple of groups=4, got 6"),
+        ({"padding": "full"}, ValueError, "padding must be one of 'valid', 'same', got 'full'"),
+        (
+            {"padding": "same", "stride": 2},
+            ValueError,
+            r"padding='same' must have a stride of 1, got \(2, 2\)",
+        ),
+        (
+            {"padding_mode": "mirror"},
+            ValueError,
+            "padding_mode must be one of 'zeros', .*'symmetric', got 'mirror'",
+        ),
+        ({"bias": None}, TypeError, "bias must be True or False, got None"),
+        ({"method": "svd"}, ValueError, "method must be one of 'polar', 'bjorck', got 'svd'"),
+    ]
+    return [pytest.param(*c, id=str(c[0])) for c in cases]
+
+
+@pytest.mark.parametrize("arguments, error, message", errors())
+def test_errors(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message) as caught:
+        lnn.SpectralConv2d(**{"in_channels": 4, "out_channels": 6, "kernel_size": 3, **arguments})
+    assert caught.type is error
+
+
+def test_signature_is_deel_torchlips() -> None:
+    layer = lnn.SpectralConv2d(4, 6, 3, 2, 1, 1, 2, True, "zeros", 2.0, 1e-3, 1e-3)
+    assert layer.k_coef_lip == 2.0 and layer.groups == 2 and layer.stride == (2, 2)
+    assert layer(torch.randn(1, 4, 8, 8)).shape == (1, 6, 4, 4)

@@ -1,0 +1,457 @@
+"""Registrars for torch.nn.utils.parametrize: on torch's modules, alone, chained and removed."""
+
+from __future__ import annotations
+
+import copy
+import io
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import tools
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import spectral_norm as torch_spectral_norm
+
+import lipfuse.functional as F
+import lipfuse.nn as lnn
+import lipfuse.parametrizations as P
+
+MODULES: dict[str, Callable[[], nn.Module]] = {
+    "Linear": lambda: nn.Linear(6, 4),
+    "wide Linear": lambda: nn.Linear(4, 9, bias=False),
+    "Conv1d": lambda: nn.Conv1d(3, 5, 3),
+    "Conv2d": lambda: nn.Conv2d(2, 4, 3, padding=1),
+    "ConvTranspose2d": lambda: nn.ConvTranspose2d(4, 3, 2, stride=2),
+}
+INPUTS: dict[str, tuple[int, ...]] = {
+    "Linear": (2, 6),
+    "wide Linear": (2, 4),
+    "Conv1d": (2, 3, 8),
+    "Conv2d": (2, 2, 6, 6),
+    "ConvTranspose2d": (2, 4, 3, 3),
+}
+every_module = pytest.mark.parametrize("name", MODULES)
+
+REGISTRARS: dict[
+    str, tuple[Callable[..., nn.Module], Callable[..., nn.Module], type[nn.Module]]
+] = {
+    "spectral": (P.spectral_norm, P.remove_spectral_norm, P.SpectralNorm),
+    "bjorck": (P.bjorck_norm, P.remove_bjorck_norm, P.BjorckNorm),
+    "orthogonal": (P.orthogonal, P.remove_orthogonal, P.Orthogonal),
+    "frobenius": (P.frobenius_norm, P.remove_frobenius_norm, P.FrobeniusNorm),
+    "lconv": (P.lconv_norm, P.remove_lconv_norm, P.LConvNorm),
+}
+
+
+def as_matrix(weight: Tensor, transposed: bool = False) -> Tensor:
+    return (weight.movedim(1, 0) if transposed else weight).detach().flatten(1)
+
+
+# ---- as torch's spectral_norm --------------------------------------------------------------------
+
+
+def pair(name: str, **settings: Any) -> tuple[nn.Module, nn.Module]:
+    """Ours and torch's, on the same weight and with the same u and v."""
+    ours = MODULES[name]()
+    theirs = copy.deepcopy(ours)
+    P.spectral_norm(ours, **settings)
+    torch_spectral_norm(theirs, **settings)
+    theirs.load_state_dict(ours.state_dict())  # the keys are torch's, too
+    return ours, theirs
+
+
+@every_module
+@pytest.mark.parametrize(
+    "settings", [{}, {"n_power_iterations": 3}, {"dim": 1}, {"dim": -1}], ids=str
+)
+def test_spectral_norm_is_torchs(name: str, settings: dict[str, Any]) -> None:
+    """Values, gradients and the way u and v advance, through training steps and in evaluation."""
+    ours, theirs = pair(name, **settings)
+    x = torch.randn(INPUTS[name])
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (ours, theirs)]
+    for step in range(6):
+        if step == 4:
+            ours.eval(), theirs.eval()
+        outputs = []
+        for module, optimizer in zip((ours, theirs), optimizers, strict=True):
+            out = module(x)
+            optimizer.zero_grad()
+            out.square().sum().backward()
+            optimizer.step()
+            outputs.append(out)
+        assert torch.allclose(*outputs, rtol=1e-4, atol=1e-5)
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            assert torch.allclose(a.grad, b.grad, rtol=1e-3, atol=1e-4)
+        for a, b in zip(ours.buffers(), theirs.buffers(), strict=True):
+            assert torch.allclose(a, b, atol=1e-4)
+
+
+def test_spectral_norm_of_a_vector_is_torchs() -> None:
+    ours, theirs = nn.Linear(3, 5), nn.Linear(3, 5)
+    theirs.load_state_dict(ours.state_dict())
+    P.spectral_norm(ours, "bias")
+    torch_spectral_norm(theirs, "bias")
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    for module in (ours, theirs):
+        module.eval()
+        with torch.no_grad():
+            module.parametrizations.bias.original.copy_(torch.arange(5.0))
+    assert torch.allclose(ours.bias, theirs.bias)
+
+
+def test_spectral_norm_in_evaluation_after_the_sign_flipped() -> None:
+    """sigma = uᵀWv is negative for stale u and v; torch divides by it all the same."""
+    ours, theirs = pair("Linear")
+    for module in (ours, theirs):
+        module(torch.randn(2, 6))
+        module.eval()
+        with torch.no_grad():
+            module.parametrizations.weight.original.neg_()  # type: ignore[union-attr]
+    theirs.load_state_dict(ours.state_dict())
+    assert torch.allclose(ours.weight, theirs.weight, atol=1e-5)
+
+
+def test_spectral_norm_starts_converged_and_does_not_draw_u_and_v_in_evaluation() -> None:
+    layer = P.spectral_norm(nn.Linear(30, 20))
+    assert tools.largest_singular_value(layer.weight) == pytest.approx(1, rel=0.02)
+    layer.eval()
+    before = [b.clone() for b in layer.buffers()]
+    layer(torch.randn(2, 30))
+    assert tools.equal_bits(before, list(layer.buffers()))
+
+
+# ---- values --------------------------------------------------------------------------------------
+
+
+@every_module
+def test_values(name: str) -> None:
+    plain = MODULES[name]()
+    w = plain.weight.detach()
+    x = torch.randn(INPUTS[name])
+
+    bjorck = P.bjorck_norm(copy.deepcopy(plain), eps=1e-4)
+    assert torch.equal(bjorck.weight, F.bjorck(w.flatten(1), eps=1e-4).reshape(w.shape))
+    for backward in ("exact", "tangent"):
+        orthogonal = P.orthogonal(copy.deepcopy(plain), tol=1e-5, backward=backward)
+        expected = F.orthogonalize(w.flatten(1), tol=1e-5).reshape(w.shape)
+        assert torch.equal(orthogonal.weight, expected)
+    whole = P.frobenius_norm(copy.deepcopy(plain), disjoint_neurons=False)
+    assert torch.allclose(whole.weight, w / w.norm(), rtol=1e-5)
+    rows = P.frobenius_norm(copy.deepcopy(plain))
+    assert torch.allclose(rows.weight.flatten(1).norm(dim=1), torch.ones(len(w)), rtol=1e-5)
+    for module in (bjorck, orthogonal, whole, rows):
+        module(x).sum().backward()
+        gradient = module.parametrizations.weight.original.grad
+        assert gradient is not None and gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["Conv1d", "Conv2d", "ConvTranspose2d"])
+def test_lconv_norm_takes_the_settings_of_the_module(name: str) -> None:
+    plain = MODULES[name]()
+    module = P.lconv_norm(copy.deepcopy(plain))
+    settings: Any = plain
+    factor = F.conv_factor(
+        settings.kernel_size,
+        settings.stride,
+        0 if "Transpose" in name else settings.padding,
+        settings.dilation,
+        settings.padding_mode,
+    )
+    assert torch.allclose(module.weight, plain.weight * factor)
+
+
+CONVOLUTIONS: list[Callable[[], nn.Module]] = [
+    lambda: nn.Conv2d(2, 3, 3, stride=3, dilation=3, padding=2),
+    lambda: nn.Conv2d(2, 3, 3, padding=2, padding_mode="circular"),
+    lambda: nn.Conv2d(2, 3, 5, padding=2, padding_mode="reflect"),
+    lambda: nn.Conv2d(2, 3, (2, 4), padding="same", padding_mode="replicate"),
+    lambda: nn.ConvTranspose2d(3, 2, 4, stride=2),
+    lambda: nn.ConvTranspose2d(3, 2, 3, stride=2, padding=1, output_padding=1, dilation=2),
+    lambda: nn.ConvTranspose2d(2, 5, 2, stride=2),
+]
+
+
+@pytest.mark.parametrize("make", CONVOLUTIONS)
+@pytest.mark.parametrize("seed", range(3))
+def test_spectral_norm_and_lconv_norm_make_a_convolution_one_lipschitz(
+    make: Callable[[], nn.Module], seed: int
+) -> None:
+    """A chain as deel-torchlip's layers have it, judged by the dense operator."""
+    torch.manual_seed(seed)
+    module = P.lconv_norm(P.spectral_norm(make(), n_power_iterations=200, dim=0))
+    module(torch.randn(1, module.in_channels, 7, 7))  # type: ignore[arg-type]
+    norm = tools.operator_norm(module, (int(module.in_channels), 7, 6))  # type: ignore[arg-type]
+    assert norm <= 1 + 1e-5
+
+
+def test_spectral_norm_before_bjorck_norm_is_the_chain() -> None:
+    layer = P.bjorck_norm(P.spectral_norm(nn.Linear(20, 12)))
+    for _ in range(20):
+        layer(torch.randn(2, 20))
+    values = torch.linalg.svdvals(layer.weight.detach())
+    assert values.max() <= 1 + 1e-5 and values.min() >= 0.99
+
+
+# ---- removal -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", REGISTRARS)
+@pytest.mark.parametrize("name", ["Linear", "Conv2d"])
+def test_removing_the_only_one_leaves_its_result(name: str, kind: str) -> None:
+    register, remove, parametrization = REGISTRARS[kind]
+    module = MODULES[name]()
+    if kind == "lconv" and name == "Linear":
+        with pytest.raises(TypeError, match="module must be a convolution"):
+            register(module)
+        assert not parametrize.is_parametrized(module)
+        return
+    original_class = type(module)
+    assert register(module) is module
+    assert isinstance(module.parametrizations.weight[0], parametrization)  # type: ignore[index, union-attr]
+    module.eval()
+    expected = module.weight.detach().clone()  # type: ignore[operator]
+    assert remove(module) is module
+    assert type(module) is original_class
+    assert not parametrize.is_parametrized(module)
+    assert isinstance(module.weight, nn.Parameter)
+    assert torch.equal(module.weight, expected)
+    module(torch.randn(INPUTS[name])).sum().backward()
+    assert module.weight.grad is not None
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(["spectral", "bjorck", "lconv"])))
+@pytest.mark.parametrize("removed", ["spectral", "bjorck", "lconv"])
+def test_removing_one_of_a_chain_leaves_the_others(order: tuple[str, ...], removed: str) -> None:
+    module = nn.Conv2d(2, 4, 3)
+    parameter = module.weight.detach().clone()
+    for kind in order:
+        REGISTRARS[kind][0](module)
+    module.eval()
+    REGISTRARS[removed][1](module)
+    left = [k for k in order if k != removed]
+    chain: Any = module.parametrizations.weight  # type: ignore[union-attr]
+    assert [type(p) for p in chain] == [REGISTRARS[k][2] for k in left]
+    assert torch.equal(chain.original, parameter)
+    again = nn.Conv2d(2, 4, 3)
+    with torch.no_grad():
+        again.weight.copy_(parameter)
+    for kind in left:
+        REGISTRARS[kind][0](again)
+    again.load_state_dict(module.state_dict())
+    again.eval()
+    assert torch.equal(module.weight, again.weight)
+    module.train()
+    module(torch.randn(1, 2, 5, 5)).sum().backward()
+    assert chain.original.grad is not None
+    for kind in left:
+        REGISTRARS[kind][1](module)
+    assert not parametrize.is_parametrized(module)
+
+
+@pytest.mark.parametrize("kind", REGISTRARS)
+def test_removing_what_is_not_there(kind: str) -> None:
+    _, remove, parametrization = REGISTRARS[kind]
+    for module in (nn.Linear(3, 2), torch_spectral_norm(nn.Linear(3, 2)), lnn.SpectralLinear(3, 2)):
+        before = copy.deepcopy(module.state_dict())
+        with pytest.raises(ValueError, match=f"no {parametrization.__name__} to remove"):
+            remove(module)
+        assert module.state_dict().keys() == before.keys()
+        module(torch.randn(1, 3))
+
+
+def test_on_the_layers_of_this_package() -> None:
+    """Their own normalisation stays the last word on what was parametrized besides it."""
+    layer = lnn.FrobeniusLinear(6, 4)
+    P.remove_frobenius_norm(layer)
+    assert type(layer) is lnn.FrobeniusLinear and isinstance(layer.weight, nn.Parameter)
+    layer(torch.randn(2, 6)).sum().backward()
+    layer = lnn.SpectralLinear(6, 4)
+    P.spectral_norm(layer, "bias")
+    with torch.no_grad():
+        layer.parametrizations.bias.original.fill_(3.0)
+    layer(torch.randn(2, 6))
+    assert float(layer.bias.detach().norm()) == pytest.approx(1, rel=1e-5)
+    P.remove_spectral_norm(layer, "bias")
+    assert isinstance(layer.bias, nn.Parameter)
+    assert tools.largest_singular_value(layer.weight) == pytest.approx(1, abs=1e-5)
+    # And the other layers have not lost theirs.
+    assert tools.largest_singular_value(lnn.SpectralLinear(6, 4).weight) == pytest.approx(
+        1, abs=1e-5
+    )
+
+
+# ---- what torch.nn.utils.parametrize offers ------------------------------------------------------
+
+
+def test_another_name_than_weight() -> None:
+    cell = nn.RNNCell(4, 5)
+    for name in ("weight_ih", "weight_hh"):
+        P.orthogonal(cell, name)
+        values = torch.linalg.svdvals(getattr(cell, name).detach())
+        assert torch.allclose(values, torch.ones_like(values), atol=1e-4)
+    cell(torch.randn(2, 4)).sum().backward()
+    P.remove_orthogonal(cell, "weight_ih")
+    assert parametrize.is_parametrized(cell, "weight_hh")
+    with pytest.raises(
+        ValueError, match="name must be that of a parameter of RNNCell, got 'weigth'"
+    ):
+        P.orthogonal(cell, "weigth")
+    with pytest.raises(ValueError, match="got 'bias'"):
+        P.spectral_norm(nn.Linear(3, 2, bias=False), "bias")
+
+
+def test_assignment_goes_to_the_parameter() -> None:
+    w = torch.randn(4, 6)
+    for kind, (register, _, _) in REGISTRARS.items():
+        if kind == "lconv":
+            layer, w = register(nn.Conv2d(2, 4, 3)), torch.randn(4, 2, 3, 3)
+        else:
+            layer = register(nn.Linear(6, 4))
+        layer.weight = w  # type: ignore[assignment]
+        assert torch.equal(layer.parametrizations.weight.original, w)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "kinds", [("spectral",), ("spectral", "bjorck"), ("orthogonal",), ("frobenius",)]
+)
+def test_state_dict_round_trip(kinds: tuple[str, ...]) -> None:
+    def made() -> nn.Module:
+        module: nn.Module = nn.Linear(6, 4)
+        for kind in kinds:
+            module = REGISTRARS[kind][0](module)
+        return module
+
+    first, second = made(), made()
+    for _ in range(3):
+        first(torch.randn(2, 6))
+    buffer = io.BytesIO()
+    torch.save(first.state_dict(), buffer)
+    buffer.seek(0)
+    second.load_state_dict(torch.load(buffer))
+    x = torch.randn(2, 6)
+    assert torch.equal(first(x), second(x))
+    assert torch.equal(first(x), second(x))  # u and v advance alike
+    assert torch.equal(first.eval()(x), second.eval()(x))
+
+
+def test_cached_computes_once() -> None:
+    """Two uses inside parametrize.cached share one weight and one advance of u and v."""
+    layer = P.spectral_norm(nn.Linear(6, 4))
+    with parametrize.cached():
+        first = layer.weight
+        u = layer.parametrizations.weight[0]._u.clone()  # type: ignore[index, union-attr]
+        assert layer.weight is first
+        assert torch.equal(u, layer.parametrizations.weight[0]._u)  # type: ignore[index, union-attr]
+    assert layer.weight is not first
+    spectral = lnn.SpectralLinear(6, 4)
+    with parametrize.cached():
+        assert spectral.weight is spectral.weight
+    assert spectral.weight is not spectral.weight
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_other_precisions(dtype: torch.dtype) -> None:
+    for kind, (register, _, _) in REGISTRARS.items():
+        module = (
+            nn.Conv2d(2, 4, 3, dtype=dtype) if kind == "lconv" else nn.Linear(6, 4, dtype=dtype)
+        )
+        register(module)
+        weight: Any = module.weight
+        assert weight.dtype is dtype
+        weight.sum().backward()
+
+
+def errors() -> list[Any]:
+    positive = "a positive finite number"
+    cases: list[tuple[Callable[[], Any], type[Exception], str]] = [
+        (
+            lambda: P.spectral_norm(nn.Linear(3, 2), n_power_iterations=0),
+            ValueError,
+            "n_power_iterations must be.*>= 1, got 0",
+        ),
+        (
+            lambda: P.spectral_norm(nn.Linear(3, 2), n_power_iterations=1.5),
+            TypeError,
+            "n_power_iterations must be.*got 1.5",
+        ),
+        (
+            lambda: P.spectral_norm(nn.Linear(3, 2), eps=0),
+            ValueError,
+            f"eps must be {positive}, got 0",
+        ),
+        (
+            lambda: P.spectral_norm(nn.Linear(3, 2), dim=2),
+            ValueError,
+            r"dim must be.*\[-2, 1\].*got 2",
+        ),
+        (
+            lambda: P.spectral_norm(nn.Linear(3, 2), dim=-3),
+            ValueError,
+            r"dim must be.*\[-2, 1\].*got -3",
+        ),
+        (lambda: P.spectral_norm(nn.Linear(3, 2), dim="0"), TypeError, "dim must be.*got '0'"),
+        (
+            lambda: P.bjorck_norm(nn.Linear(3, 2), eps=float("nan")),
+            ValueError,
+            f"eps must be {positive}, got nan",
+        ),
+        (lambda: P.BjorckNorm(beta=0.6), ValueError, r"beta must be.*\(0, 0.5\].*got 0.6"),
+        (lambda: P.BjorckNorm(max_iterations=0), ValueError, "max_iterations must be.*>= 1, got 0"),
+        (
+            lambda: P.orthogonal(nn.Linear(3, 2), tol=-1),
+            ValueError,
+            f"tol must be {positive}, got -1",
+        ),
+        (
+            lambda: P.orthogonal(nn.Linear(3, 2), backward="fast"),
+            ValueError,
+            "backward must be one of 'exact', 'tangent', got 'fast'",
+        ),
+        (
+            lambda: P.frobenius_norm(nn.Linear(3, 2), disjoint_neurons=1),
+            TypeError,
+            "disjoint_neurons must be True or False, got 1",
+        ),
+        (lambda: P.LConvNorm(0.0), ValueError, f"factor must be {positive}, got 0.0"),
+        (
+            lambda: P.lconv_norm(nn.Linear(3, 2)),
+            TypeError,
+            "module must be a convolution of torch.nn, got Linear",
+        ),
+        (
+            lambda: P.LipschitzWeight(torch.ones(2, 2), method="svd"),
+            ValueError,
+            "method must be one of .*'polar'.*got 'svd'",
+        ),
+        (
+            lambda: P.LipschitzWeight(torch.ones(2, 2), scale=0),
+            ValueError,
+            f"scale must be {positive}, got 0",
+        ),
+        (
+            lambda: P.LipschitzWeight(torch.ones(2, 2), groups=0),
+            ValueError,
+            "groups must be.*>= 1, got 0",
+        ),
+        (
+            lambda: P.LipschitzWeight(torch.ones(2, 2), eps_bjorck=-1),
+            ValueError,
+            f"eps_bjorck must be {positive}, got -1",
+        ),
+        (
+            lambda: P.LipschitzWeight(torch.ones(2, 2), eps_spectral=-1),
+            ValueError,
+            f"eps_spectral must be {positive}, got -1",
+        ),
+    ]  # type: ignore[arg-type]
+    return [pytest.param(*c, id=c[2][:30]) for c in cases]
+
+
+@pytest.mark.parametrize("call, error, message", errors())
+def test_errors(call: Callable[[], Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message) as caught:
+        call()
+    assert caught.type is error
