@@ -202,9 +202,20 @@ def dense(module: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Tensor:
         parameter = next(iter(module.parameters()), None)
     dtype = torch.float32 if parameter is None else parameter.dtype
     inputs = torch.cat([torch.zeros(1, size), torch.eye(size)]).to(dtype).reshape(size + 1, *shape)
+    # Biases only add rounding errors of their own size.
+    biases = [b for n, b in _parameters(module) if n.rsplit(".", 1)[-1] == "bias"]
+    kept = [b.detach().clone() for b in biases]
     with torch.no_grad():
+        for bias in biases:
+            bias.zero_()
         outputs = module(inputs).double().reshape(size + 1, -1)
+        for bias, values in zip(biases, kept):
+            bias.copy_(values)
     return (outputs[1:] - outputs[:1]).mT
+
+
+def _parameters(module: Callable[[Tensor], Tensor]) -> list[tuple[str, nn.Parameter]]:
+    return list(module.named_parameters()) if isinstance(module, nn.Module) else []
 
 
 def operator_norm(module: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> float:

@@ -63,14 +63,22 @@ static inline void write(Fp16* p, Vec<float> v) {
 template <class E>
 static inline Vec<C<E>> read_some(const E* p, int64_t n) {
     E lanes[Simd<C<E>>::width] = {};
+#ifdef __AVX512BW__  // for half precision; the other types have versions of their own
+    _mm256_storeu_epi16(lanes, _mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1), p));
+#else
     for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
+#endif
     return read(static_cast<const E*>(lanes));
 }
 template <class E>
 static inline void write_some(E* p, Vec<C<E>> v, int64_t n) {
     E lanes[Simd<C<E>>::width];
     write(static_cast<E*>(lanes), v);
+#ifdef __AVX512BW__
+    _mm256_mask_storeu_epi16(p, __mmask16((1u << n) - 1), _mm256_loadu_epi16(lanes));
+#else
     for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
+#endif
 }
 
 #if defined(__AVX512F__)

@@ -73,12 +73,12 @@ static inline void spread_along(const Pool& p, const Chunk& c, const T* values, 
     }
 }
 
-// columns[j] = sum over the rows of f(x), zero from the last element to the end.
+// columns[j] = sum over the rows of f(x), zero where the last window is cut off and somewhat beyond.
 template <class E, class F>
-static inline void add_rows(const E* in, int64_t stride, const Chunk& c, int64_t padded,
-                            C<E>* columns, F f) {
+static inline void add_rows(const Pool& p, const Chunk& c, const E* in, C<E>* columns, F f) {
     typedef C<E> T;
     constexpr int w = Simd<T>::width;
+    const int64_t stride = p.width * p.channels;
     for (int64_t line = 0; line < c.lines; ++line) {
         const E* from = in + line * c.stride;
         T* to = columns + line * c.elements;
@@ -92,8 +92,8 @@ static inline void add_rows(const E* in, int64_t stride, const Chunk& c, int64_t
             store(to + j, s);
         });
     }
-    const int64_t all = c.lines * c.elements;
-    for (int64_t j = all; j < padded && j < all + 2 * w; ++j) columns[j] = 0;
+    const int64_t whole = c.windows * p.kernel_width * p.channels;
+    for (int64_t j = c.lines * c.elements; j < whole + 2 * w; ++j) columns[j] = 0;
 }
 
 // Calls f(chunk, in offset, out offset) for the chunks of the rows of outputs [begin, end).
@@ -220,7 +220,7 @@ static void average_pool(const Pool& p, int64_t begin, int64_t end, const E* in,
     const int64_t size = padded<T>(p);
     T *columns = scratch, *sums = scratch + size;
     for_chunks(p, begin, end, [=](const Chunk& c, int64_t from, int64_t to) {
-        add_rows(in + from, p.width * p.channels, c, size, columns, [](Vec<T> x) { return x; });
+        add_rows(p, c, in + from, columns, [](Vec<T> x) { return x; });
         add_along(p, c, columns, sums);
         times_factors(p, c, sums);
         write_all(sums, c.windows * p.channels, out + to);
@@ -253,7 +253,7 @@ static void l2_pool(const Pool& p, int64_t begin, int64_t end, const E* in, C<E>
     const T scale = T(p.scale);
     T *columns = scratch, *sums = scratch + size;
     for_chunks(p, begin, end, [=](const Chunk& c, int64_t from, int64_t to) {
-        add_rows(in + from, p.width * p.channels, c, size, columns, [](Vec<T> x) { return x * x; });
+        add_rows(p, c, in + from, columns, [](Vec<T> x) { return x * x; });
         add_along(p, c, columns, sums);
         for (int64_t i = 0; i < c.windows * p.channels; ++i) sums[i] = root(sums[i]) * scale;
         write_all(sums, c.windows * p.channels, out + to);
@@ -271,7 +271,7 @@ static void l2_pool_backward(const Pool& p, int64_t begin, int64_t end, const E*
     const T scale = T(p.scale), smallest = T(p.smallest);
     T *columns = scratch, *sums = scratch + size;
     for_chunks(p, begin, end, [=](const Chunk& c, int64_t from, int64_t to) {
-        add_rows(in + from, p.width * p.channels, c, size, columns, [](Vec<T> x) { return x * x; });
+        add_rows(p, c, in + from, columns, [](Vec<T> x) { return x * x; });
         add_along(p, c, columns, sums);
         const int64_t n = c.windows * p.channels;
         for (int64_t i = 0; i < n; ++i) sums[i] = root(sums[i]);

@@ -21,7 +21,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 every_method = pytest.mark.parametrize("method", METHODS)
 
-# (in_channels, out_channels, kernel_size, further settings): every leak of deel-torchlip's, and more
+# (in_channels, out_channels, kernel_size, further settings): deel-torchlip's leaks, and more
 SETTINGS: list[tuple[int, int, Any, dict[str, Any]]] = [
     (2, 4, 3, {}),
     (3, 2, 3, {"padding": 1}),
@@ -210,6 +210,12 @@ def test_channels_last_changes_no_value() -> None:
         assert torch.allclose(found, expected, atol=1e-5)
         found.sum().backward()
         assert original(layer).grad is not None
+        # Not a copy of the weight is drawn anew, but the weight.
+        before = original(layer).detach().clone()
+        layer.reset_parameters()
+        assert not torch.equal(original(layer), before)
+        w = original(layer).detach()[: 6 // groups].flatten(1)
+        assert torch.allclose(w @ w.T, torch.eye(len(w)), atol=1e-5)
 
 
 def errors() -> list[Any]:

@@ -85,11 +85,12 @@ class WeightedModule(LipschitzModule):
         weight = layer.parametrizations.weight.original if computed else layer.weight
         with torch.no_grad():
             if weight.numel():
-                matrices = as_matrices(weight, groups)
-                for matrix in matrices if groups > 1 else [matrices]:
-                    # Half precision has no QR decomposition.
-                    full = torch.empty(matrix.shape, dtype=torch.float32, device=matrix.device)
-                    matrix.copy_(nn.init.orthogonal_(full))
+                # Half precision has no QR decomposition.
+                shape = as_matrices(weight, groups).shape
+                drawn = torch.empty(shape, dtype=torch.float32, device=weight.device)
+                for matrix in drawn if groups > 1 else [drawn]:
+                    nn.init.orthogonal_(matrix)
+                weight.copy_(drawn.reshape(weight.shape))
             if layer.bias is not None:
                 layer.bias.zero_()
 
