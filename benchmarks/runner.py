@@ -29,7 +29,7 @@ class Settings:
     thorough: bool = False
     case: str = ""
     """Only cases with this text in their name."""
-    budget: float = 4.0
+    budget: float = 3.0
     """Seconds a case, shared evenly by its contenders."""
     least: int = 5
     """Samples of a contender, whatever the budget."""

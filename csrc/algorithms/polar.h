@@ -322,6 +322,38 @@ double precondition(Backend& backend, double l, int64_t n, T** c, T** h, T* k, T
     return l < p.l ? std::min(least, l * (a - b * l * l)) : least;
 }
 
+// (H + l I)^(-1) for a symmetric H with eigenvalues in [0, 1], by Newton's iteration
+// X <- X (2 I - (H + l I) X), until rounding lets it get no better. h is overwritten.
+template <class Backend, class T>
+void damped_inverse(Backend& backend, T* h, double l, int64_t n, T* x) {
+    const T* none = nullptr;
+    auto mark = backend.mark();
+    T* y = backend.allocate(n * n);
+    T* current = backend.allocate(n * n);
+    T* next = backend.allocate(n * n);
+    backend.add_diagonal(h, n, T(l));
+    backend.fill(current, n * n, T(0));
+    backend.add_diagonal(current, n, T(0.9));  // short of 1 / largest, which is only estimated
+    double least = std::numeric_limits<double>::infinity();
+    for (int step = 0; step < 48; ++step) {
+        auto e = backend.epilogue(y);  // (H + l I) X - I
+        e.diagonal[0] = T(-1);
+        backend.multiply(backend.view(h, n, n), backend.view(current, n, n), e, true);
+        const double error = std::sqrt(backend.dot(n * n, y, y));
+        if (!(error < least)) break;
+        backend.axpby(n * n, T(1), current, T(0), none, x);
+        if (error < 1e-4) break;
+        least = error;
+        e = backend.epilogue(next);  // X - X ((H + l I) X - I)
+        e.acc[0] = T(-1);
+        e.x[0] = current;
+        e.x0[0] = T(1);
+        backend.multiply(backend.view(current, n, n), backend.view(y, n, n), e, true);
+        std::swap(current, next);
+    }
+    backend.release(mark);
+}
+
 // The gradient of the polar factor. With A = QᵀG and H = QᵀW, K solves HK + KH = A - Aᵀ and
 //   dL/dW = Q K + (G - Q A) H^(-1),
 // whatever the forward did. The operator K -> HK + KH has eigenvalues h_i + h_j, known from the
@@ -361,12 +393,12 @@ void polar_backward(Backend& backend, const typename Backend::Scalar* g,
     // In units of the largest singular value: l is the smallest, or where the gradient is cut off.
     double l = std::max(low, polar_gradient_floor * high) / high;
     T* product = backend.allocate(n * n);
+    T* d = backend.allocate(n * n);
     if (norm > 0 && (1 - l) / (1 + l) > tolerance) {
         T* h = backend.allocate(n * n);
         auto e = backend.epilogue(h);
         e.acc[0] = T(1 / (scale * high));
         side.cross(q, w, e, true);  // H / high
-        T* d = backend.allocate(n * n);
         while (l < 0.3) l = precondition(backend, l, n, &c, &h, k, d, product);
         const double theta = 1 + l, delta = 1 - l;  // h_i + h_j lies in [2l, 2]
         backend.axpby(n * n, T(1 / theta), c, T(0), none, k);
@@ -389,6 +421,15 @@ void polar_backward(Backend& backend, const typename Backend::Scalar* g,
     if (square) {
         side.apply(q, k, false, out, T(1), T(0), nullptr);  // (scale Q) K
     } else {
+        if (low < polar_gradient_floor * high) {  // the forward's H^(-1) has no such bound
+            T* damped = backend.allocate(n * n);
+            auto e = backend.epilogue(d);
+            e.acc[0] = T(1 / (scale * high));
+            side.cross(q, w, e, true);
+            damped_inverse(backend, d, polar_gradient_floor, n, damped);
+            backend.axpby(n * n, T(1 / high), damped, T(0), none, damped);
+            inverse_root = damped;
+        }
         // scale (Q K + (G - Q A) H⁻¹) = (scale Q)(K - A H⁻¹) + scale G H⁻¹, A = a / scale
         auto e = backend.epilogue(product);
         e.acc[0] = T(-1 / scale);

@@ -28,7 +28,8 @@ struct Flags {
 // Calls f(first, second, flags, n) for vectors of pairs; it returns by reference what to write to
 // out, and n is how many pairs there are.
 template <class E, class F>
-static inline void for_pairs(const E* in, int64_t rows, int64_t inner, int64_t length, E* out, F f) {
+static inline void for_pairs(const E* in, int64_t rows, int64_t inner, int64_t length, E* out,
+                             F f) {
     typedef C<E> T;
     constexpr int w = Simd<T>::width;
     if (inner == 1) {
@@ -65,8 +66,7 @@ static inline void for_pairs(const E* in, int64_t rows, int64_t inner, int64_t l
 #pragma GCC unroll 4
             for (int q = 0; q < 4; ++q) second[q] = read(a + inner + i + q * w);
 #pragma GCC unroll 4
-            for (int q = 0; q < 4; ++q)
-                f(first[q], second[q], r * inner + i + q * w, int64_t(w));
+            for (int q = 0; q < 4; ++q) f(first[q], second[q], r * inner + i + q * w, int64_t(w));
 #pragma GCC unroll 4
             for (int q = 0; q < 4; ++q) write(to + i + q * w, first[q]);
 #pragma GCC unroll 4

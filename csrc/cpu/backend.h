@@ -130,7 +130,7 @@ public:
     void normalized_product_of_transpose(View<const T> a, const T* u, T* v, double eps) {
         product_of_transpose(a, u, v);
         const double norm = std::sqrt(dot(a.cols, v, v));
-        if (norm > eps)
+        if (norm > eps && std::isfinite(norm))
             axpby(a.cols, T(1 / norm), v, T(0), nullptr, v);
         else
             fill(v, a.cols, T(1 / std::sqrt(double(a.cols))));

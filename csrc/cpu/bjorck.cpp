@@ -78,7 +78,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> spectral_bjorck(
             T* qi = data<T>(out) + i * m.area();
             const auto mark = backend.mark();
             T* scaled = backend.allocate(m.area());
-            backend.axpby(m.area(), T(1 / (s < eps ? eps : s)), wi, T(0), nullptr, scaled);
+            backend.axpby(m.area(), T(1 / (std::fabs(s) < eps ? eps : s)), wi, T(0), nullptr, scaled);
             double shrink;
             data<int64_t>(steps)[i] =
                 bjorck(backend, scaled, m.rows, m.cols, beta, static_cast<int>(max_iterations),
@@ -109,8 +109,8 @@ Tensor spectral_bjorck_backward(const Tensor& grad, const Tensor& sigma, const T
                             static_cast<int>(data<int64_t>(count)[i]), beta, scale, oi);
             // W0 = shrink W / sigma, sigma = uᵀWv
             const double si = double(data<T>(s)[2 * i]), shrink = double(data<T>(s)[2 * i + 1]);
-            const double along = si < eps ? 0.0 : -backend.dot(m.area(), oi, w0) / si;
-            backend.rank_one_update(oi, T(shrink / (si < eps ? eps : si)), T(along),
+            const double along = std::fabs(si) < eps ? 0.0 : -backend.dot(m.area(), oi, w0) / si;
+            backend.rank_one_update(oi, T(shrink / (std::fabs(si) < eps ? eps : si)), T(along),
                                     data<T>(left) + i * m.rows, data<T>(right) + i * m.cols, m.rows,
                                     m.cols, oi);
         });

@@ -9,14 +9,14 @@
 
 namespace lipfuse::cpu {
 
-#define LIPFUSE_DECLARE(set)                                  \
-    namespace set {                                           \
-    extern const Kernels<float> float_kernels;                \
-    extern const Kernels<double> double_kernels;              \
-    extern const LayerKernels<float> float_layer_kernels;     \
-    extern const LayerKernels<double> double_layer_kernels;   \
-    extern const LayerKernels<Bf16> bf16_layer_kernels;       \
-    extern const LayerKernels<Fp16> fp16_layer_kernels;       \
+#define LIPFUSE_DECLARE(set)                                \
+    namespace set {                                         \
+    extern const Kernels<float> float_kernels;              \
+    extern const Kernels<double> double_kernels;            \
+    extern const LayerKernels<float> float_layer_kernels;   \
+    extern const LayerKernels<double> double_layer_kernels; \
+    extern const LayerKernels<Bf16> bf16_layer_kernels;     \
+    extern const LayerKernels<Fp16> fp16_layer_kernels;     \
     }
 LIPFUSE_DECLARE(generic)
 #ifdef LIPFUSE_X86
@@ -36,11 +36,14 @@ struct Entry {
     const LayerKernels<Fp16>* fp16_layer_kernels;
 };
 
-#define LIPFUSE_ENTRY(set)                                                               \
-    {                                                                                    \
-        #set, &set::float_kernels, &set::double_kernels, &set::float_layer_kernels,      \
-            &set::double_layer_kernels, &set::bf16_layer_kernels, &set::fp16_layer_kernels \
-    }
+#define LIPFUSE_ENTRY(set)       \
+    {#set,                       \
+     &set::float_kernels,        \
+     &set::double_kernels,       \
+     &set::float_layer_kernels,  \
+     &set::double_layer_kernels, \
+     &set::bf16_layer_kernels,   \
+     &set::fp16_layer_kernels}
 
 const Entry entries[] = {
     LIPFUSE_ENTRY(generic),
@@ -84,7 +87,9 @@ std::atomic<int> current{-1};
 
 }  // namespace
 
-const char* name_of(InstructionSet set) { return entries[static_cast<int>(set)].name; }
+const char* name_of(InstructionSet set) {
+    return entries[static_cast<int>(set)].name;
+}
 
 int available_instruction_sets(InstructionSet out[3]) {
     int count = 0;
@@ -118,10 +123,10 @@ LIPFUSE_EXPORT const Kernels<double>& kernels<double>() {
     return *entries[static_cast<int>(selected_instruction_set())].double_kernels;
 }
 
-#define LIPFUSE_LAYER_KERNELS(E, member)                                       \
-    template <>                                                                \
-    LIPFUSE_EXPORT const LayerKernels<E>& layer_kernels<E>() {                 \
-        return *entries[static_cast<int>(selected_instruction_set())].member;  \
+#define LIPFUSE_LAYER_KERNELS(E, member)                                      \
+    template <>                                                               \
+    LIPFUSE_EXPORT const LayerKernels<E>& layer_kernels<E>() {                \
+        return *entries[static_cast<int>(selected_instruction_set())].member; \
     }
 LIPFUSE_LAYER_KERNELS(float, float_layer_kernels)
 LIPFUSE_LAYER_KERNELS(double, double_layer_kernels)

@@ -55,8 +55,8 @@ static inline void write(Fp16* p, Vec<float> v) {
     const Vec<float> scaled = (magnitude * 0x1p+112f) * 0x1p-110f;
     const Word bits = (Word)((Vec<float>)((bias >> 1) + 0x07800000u) + scaled);
     const Word finite = ((bits >> 13) & 0x7c00u) + (bits & 0xfffu);
-    write_half_words(p, ((w & 0x80000000u) >> 16) |
-                            (twice > 0xff000000u ? Word{} + 0x7e00u : finite));
+    write_half_words(p,
+                     ((w & 0x80000000u) >> 16) | (twice > 0xff000000u ? Word{} + 0x7e00u : finite));
 }
 
 // The first n < width elements; the other lanes are zero.
@@ -108,8 +108,8 @@ inline Vec<float> read_some<float>(const float* p, int64_t n) {
 }
 template <>
 inline Vec<double> read_some<double>(const double* p, int64_t n) {
-    return (Vec<double>)_mm256_maskload_pd(p, _mm256_cvtepi32_epi64(_mm256_castsi256_si128(
-                                                  first_lanes(n))));
+    return (Vec<double>)_mm256_maskload_pd(
+        p, _mm256_cvtepi32_epi64(_mm256_castsi256_si128(first_lanes(n))));
 }
 template <>
 inline void write_some<float>(float* p, Vec<float> v, int64_t n) {
@@ -117,8 +117,8 @@ inline void write_some<float>(float* p, Vec<float> v, int64_t n) {
 }
 template <>
 inline void write_some<double>(double* p, Vec<double> v, int64_t n) {
-    _mm256_maskstore_pd(
-        p, _mm256_cvtepi32_epi64(_mm256_castsi256_si128(first_lanes(n))), (__m256d)v);
+    _mm256_maskstore_pd(p, _mm256_cvtepi32_epi64(_mm256_castsi256_si128(first_lanes(n))),
+                        (__m256d)v);
 }
 #endif
 

@@ -11,6 +11,7 @@ std::tuple<Tensor, Tensor> frobenius_normalize(const Tensor& weight, double eps,
     const int64_t n = w.size(w.dim() - 1), rows = n ? w.numel() / n : 0;
     Tensor out = make(w, sizes_of(w));
     Tensor norm = make(w, batch_sizes(w, {}, 1));
+    if (n == 0) return {out, torch::stable::zero_(norm)};
     by_dtype(w, [&](auto zero) {
         using T = decltype(zero);
         const Parallel inside = rows == 1 ? torch_threads() : Parallel{};

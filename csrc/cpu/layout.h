@@ -33,9 +33,9 @@ inline Tensor make_strided(const Tensor& like, const Sizes& sizes, const Sizes& 
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
     AtenTensorHandle handle = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-                                 dtype, device_type, device_index, &handle));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()),
+                                                           sizes.data(), strides.data(), dtype,
+                                                           device_type, device_index, &handle));
     return Tensor(handle);
 }
 inline int32_t dtype_of(const Tensor& t) {
@@ -84,8 +84,8 @@ inline Tensor with_strides(const Tensor& t, const Sizes& strides) {
 
 // How many threads are worth waking for a pass over that many elements: as torch's own.
 inline int tasks_for(const Parallel& threads, int64_t elements, int64_t units) {
-    return static_cast<int>(std::max<int64_t>(
-        1, std::min<int64_t>({threads.threads, units, elements / 32768})));
+    return static_cast<int>(
+        std::max<int64_t>(1, std::min<int64_t>({threads.threads, units, elements / 32768})));
 }
 
 }  // namespace lipfuse::cpu

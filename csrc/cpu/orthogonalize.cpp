@@ -179,6 +179,7 @@ Tensors foreach_orthogonalize_backward(Tensors grads, Tensors weights, Tensors o
         grads[i] = packed(grads[i]);
         weights[i] = packed(weights[i]);
         orthogonal[i] = packed(orthogonal[i]);
+        inverse_roots[i] = packed(inverse_roots[i]);
         out.push_back(make(grads[i], sizes_of(grads[i])));
     }
     run_backward(jobs_of(weights, groups, scales), grads, weights, orthogonal, inverse_roots,

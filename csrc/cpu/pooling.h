@@ -34,12 +34,13 @@ struct Images {
 
     static Sizes channels_last(const Sizes& sizes) {
         const size_t n = sizes.size();
-        const int64_t c = std::max<int64_t>(1, sizes[n - 3]), h = std::max<int64_t>(1, sizes[n - 2]),
+        const int64_t c = std::max<int64_t>(1, sizes[n - 3]),
+                      h = std::max<int64_t>(1, sizes[n - 2]),
                       w = std::max<int64_t>(1, sizes[n - 1]);
         return n == 4 ? Sizes{c * h * w, 1, c * w, c} : Sizes{1, c * w, c};
     }
 
-   private:
+private:
     bool matches(const Sizes& wanted) const {
         for (size_t i = 0; i < sizes.size(); ++i)
             if (sizes[i] != 1 && strides[i] != wanted[i]) return false;

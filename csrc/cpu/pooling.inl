@@ -4,8 +4,12 @@
 // that stays in the first cache, which is then added up along the rows, so one loop serves every
 // kernel, and the tail of a row is padding. A chunk is a part of a row of windows, or several rows.
 
-static inline float root(float x) { return __builtin_sqrtf(x); }
-static inline double root(double x) { return __builtin_sqrt(x); }
+static inline float root(float x) {
+    return __builtin_sqrtf(x);
+}
+static inline double root(double x) {
+    return __builtin_sqrt(x);
+}
 
 struct Chunk {
     int64_t lines;     // rows of windows; if several, each is whole and `elements` long
@@ -101,9 +105,8 @@ template <class F>
 static inline void for_chunks(const Pool& p, int64_t begin, int64_t end, F f) {
     const int64_t row = p.width * p.channels, window = p.kernel_width * p.channels;
     const int64_t at_once = most(1, p.buffer / window);
-    const int64_t most_lines = p.out_width * p.kernel_width <= p.width
-                                   ? most(1, at_once / p.out_width)
-                                   : 1;
+    const int64_t most_lines =
+        p.out_width * p.kernel_width <= p.width ? most(1, at_once / p.out_width) : 1;
     // Without a rest below its windows, an image goes on in the next.
     const bool seamless = p.out_height * p.kernel_height == p.height;
     for (int64_t u = begin; u < end;) {
@@ -187,7 +190,8 @@ static inline void clear_rest(const Pool& p, int64_t begin, int64_t end, E* out)
                 for (int64_t j = used; j < row; ++j) out[i * row + j] = E{};
         }
         if (o == p.out_height - 1)
-            for (int64_t j = (image * p.height + bottom) * row; j < (image + 1) * p.height * row; ++j)
+            for (int64_t j = (image * p.height + bottom) * row; j < (image + 1) * p.height * row;
+                 ++j)
                 out[j] = E{};
     }
 }
@@ -235,8 +239,8 @@ static void average_pool_backward(const Pool& p, int64_t begin, int64_t end, con
     T *columns = scratch, *values = scratch + size;
     for_chunks(p, begin, end, [=](const Chunk& c, int64_t to, int64_t from) {
         for_vectors<T>(c.windows * p.channels, [=](int64_t i, int64_t n) {
-            store(values + i, n == Simd<T>::width ? read(grad + from + i)
-                                                  : read_some<E>(grad + from + i, n));
+            store(values + i,
+                  n == Simd<T>::width ? read(grad + from + i) : read_some<E>(grad + from + i, n));
         });
         times_factors(p, c, values);
         spread_along(p, c, values, columns);

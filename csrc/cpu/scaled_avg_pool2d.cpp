@@ -27,8 +27,7 @@ Tensor scaled_avg_pool2d_backward(const Tensor& grad, int64_t height, int64_t wi
                                   int64_t kernel_height, int64_t kernel_width, bool ceil_mode,
                                   double scale) {
     const Images images(grad);
-    const Pool p =
-        pool_over(images, height, width, kernel_height, kernel_width, ceil_mode, scale);
+    const Pool p = pool_over(images, height, width, kernel_height, kernel_width, ceil_mode, scale);
     STD_TORCH_CHECK(pooled_sizes(images, p) == images.sizes,
                     "lipfuse: the gradient must have the shape of the output");
     const Tensor g = with_strides(grad, images.strides);

@@ -494,7 +494,8 @@ def scaled_avg_pool2d(
 ) -> Tensor:
     """``scale`` times the sum of each window over the root of its size."""
     kernel, wide = (kernel_height, kernel_width), _widened(input)
-    factors = _window_factors(wide, *input.shape[-2:], kernel, ceil_mode, scale)
+    height, width = input.shape[-2:]
+    factors = _window_factors(wide, height, width, kernel, ceil_mode, scale)
     return (windows_of(wide, kernel, ceil_mode).sum((-3, -1)) * factors).to(input.dtype)
 
 

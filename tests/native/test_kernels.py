@@ -246,7 +246,7 @@ def test_orthogonalize(kind: str, shape: tuple[int, int], dtype: Any, tol: float
     small = min(shape)
     residual = np.linalg.norm(gram - np.eye(small))
     # As promised: tol, or what rounding leaves.
-    floor = 3 * np.finfo(dtype).eps * small
+    floor = 5 * np.finfo(dtype).eps * small
     assert residual <= tol + floor
     assert info["residual"] <= tol + floor
     assert np.linalg.norm(exact, 2) <= 1 + 1e-5 + floor

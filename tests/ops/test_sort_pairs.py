@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import lipfuse
 import lipfuse.functional as F
 from lipfuse import _native, reference
 from lipfuse.ops.sort_pairs import sort_pairs
@@ -189,6 +190,9 @@ def test_transforms_compilers_and_autocast_give_the_same() -> None:
     assert torch.equal(*jacobians)
     compiled = torch.compile(lambda x: F.group_sort_2(x), fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(x), F.group_sort_2(x))
+    of_many = torch.vmap(lambda x: F.group_sort_2(x))
+    compiled = torch.compile(of_many, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), of_many(x))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert F.group_sort_2(x.bfloat16().requires_grad_()).dtype is torch.bfloat16
         assert F.group_sort_2(x.requires_grad_()).dtype is torch.float32
@@ -202,3 +206,17 @@ def test_empty_tensors(shape: tuple[int, ...]) -> None:
             y = sort_pairs(x, dim)
             assert y.shape == shape
             assert torch.autograd.grad(y.sum(), x)[0].shape == shape
+
+
+def test_compiled_code_keeps_the_operator_and_exported_code_does_not() -> None:
+    x = torch.randn(3, 4)
+    graphs: list[str] = []
+
+    def backend(module: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        graphs.append(module.code)
+        return module
+
+    torch.compile(lambda x: F.group_sort_2(x), backend=backend, fullgraph=True)(x)
+    assert "lipfuse" in graphs[0]
+    program = torch.export.export(lipfuse.nn.GroupSort2(), (x,))
+    assert "lipfuse" not in str(program.graph)

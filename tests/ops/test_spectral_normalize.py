@@ -133,7 +133,7 @@ def test_below_eps_the_divisor_is_eps() -> None:
 
 @pytest.mark.parametrize("with_v", [True, False])
 @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e-13, 1e9, 1e12, 1e18, 1e20, 1e30])
-def test_tiny_and_huge_weights_are_never_blown_up(scale: float, with_v: bool, isa: str) -> None:
+def test_tiny_and_huge_weights_are_never_blown_up(scale: float, with_v: bool) -> None:
     w = (tools.matrix("near", (6, 5)) * scale).float()
     u, v = start(w)
     out, _, _, _ = op(w, u, v if with_v else None, 100, 1e-12, 1.0)

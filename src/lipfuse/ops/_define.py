@@ -145,18 +145,31 @@ def devices_with_kernels(op: Any) -> frozenset[str]:
 
 
 def is_plain(input: Tensor) -> bool:
-    """Whether this is eager code on an ordinary tensor, without transforms.
-
-    Only there are layers that torch can express well better off with operators of their own:
-    compilers fuse torch's own operations, and those know every transform and forward mode.
-    """
+    """Whether this is eager code on an ordinary tensor, without transforms."""
     return (
         type(input) in (Tensor, torch.nn.Parameter)
         and not torch.compiler.is_compiling()
         and not transforming()
-        and not torch.jit.is_tracing()
+        and torch._C._get_tracing_state() is None
         and torch.autograd.forward_ad._current_level < 0
     )
+
+
+def is_worth_an_operator(input: Tensor) -> bool:
+    """Whether a layer that torch can express well is better off with an operator of its own.
+
+    Torch's operations know every transform, forward mode and export. Compiled, they are fused, but
+    into several times the operators' time on a processor: those are kept there.
+    """
+    if torch.compiler.is_compiling():
+        return not torch.compiler.is_exporting() and not _transforming_now()
+    return is_plain(input)
+
+
+@torch.compiler.assume_constant_result
+def _transforming_now() -> bool:
+    """The same while a compiler reads the code, which itself takes an absence for an object."""
+    return transforming()
 
 
 def quick(op: Any, call: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ from lipfuse.ops._define import (
     define,
     devices_with_kernels,
     differentiable,
-    is_plain,
+    is_worth_an_operator,
     once_differentiable,
     quick,
 )
@@ -100,4 +100,4 @@ _devices = devices_with_kernels(_pool)
 
 def takes(input: Tensor) -> bool:
     """Whether there is a kernel for this tensor, and nothing that calls for plain torch."""
-    return input.device.type in _devices and is_plain(input) and input.dtype in FLOATING
+    return input.device.type in _devices and is_worth_an_operator(input) and input.dtype in FLOATING

@@ -7,7 +7,13 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from lipfuse.ops._define import define, devices_with_kernels, differentiable, is_plain, quick
+from lipfuse.ops._define import (
+    define,
+    devices_with_kernels,
+    differentiable,
+    is_worth_an_operator,
+    quick,
+)
 from lipfuse.ops._layout import FLOATING, contiguous_strides, is_dense
 
 
@@ -20,9 +26,7 @@ def _fake(input: Tensor, dim: int, scale: float, save: bool) -> tuple[Tensor, Te
         return out, input.new_empty(0, dtype=torch.bool)
     inner = strides[dim]
     shape[dim] //= 2
-    halved = [
-        s // 2 if i != dim % len(shape) and s > inner else s for i, s in enumerate(strides)
-    ]
+    halved = [s // 2 if i != dim % len(shape) and s > inner else s for i, s in enumerate(strides)]
     return out, torch.empty_strided(shape, halved, dtype=torch.bool, device=input.device)
 
 
@@ -91,4 +95,4 @@ _devices = devices_with_kernels(_sort)
 
 def takes(input: Tensor) -> bool:
     """Whether there is a kernel for this tensor, and nothing that calls for plain torch."""
-    return input.device.type in _devices and is_plain(input) and input.dtype in FLOATING
+    return input.device.type in _devices and is_worth_an_operator(input) and input.dtype in FLOATING
