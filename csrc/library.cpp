@@ -48,7 +48,9 @@ STABLE_TORCH_LIBRARY(lipfuse, m) {
         " Tensor[] inverse_roots, Tensor info, int[] groups, float[] scales, float tol,"
         " bool tangent) -> Tensor[]");
 
-    m.def("frobenius_normalize(Tensor weight, float eps, float scale) -> (Tensor weight, Tensor norm)");
+    m.def(
+        "frobenius_normalize(Tensor weight, float eps, float scale) -> (Tensor weight, Tensor "
+        "norm)");
     m.def(
         "frobenius_normalize_backward(Tensor grad, Tensor normalized, Tensor norm, float eps,"
         " float scale) -> Tensor");

@@ -14,9 +14,9 @@ namespace lipfuse {
 // p in powers of E = (2 S - (l² + 1) I) / (1 - l²), whose spectrum is [-1, 1].
 struct Minimax {
     int degree;
-    double l;       // lower end of the singular values it was made for
-    double error;   // largest |sqrt(x) p(x) - 1| on [l², 1]
-    double c[9];    // coefficients of 1, E, ..., E^degree
+    double l;      // lower end of the singular values it was made for
+    double error;  // largest |sqrt(x) p(x) - 1| on [l², 1]
+    double c[9];   // coefficients of 1, E, ..., E^degree
     // Degree 8 with three products: y = E²(aE² + bE); p = (y + cE² + dE + f)(y + eE²) + gE² + hE + i.
     double a, b, c2, d, e, f, g, h, i;
 
@@ -218,7 +218,8 @@ private:
             for (double l : ends) {
                 if (degree == 8 && l > 0.86) continue;  // degree 4 is at rounding level already
                 const bool close = l > (degree == 4 ? 0.985 : 0.999);
-                Minimax p = close ? minimax_detail::series(degree, l) : minimax_detail::remez(degree, l);
+                Minimax p =
+                    close ? minimax_detail::series(degree, l) : minimax_detail::remez(degree, l);
                 if (degree == 8 && !minimax_detail::factor(p)) continue;
                 row.push_back(p);
             }

@@ -135,9 +135,9 @@ void evaluate(Backend& backend, const Minimax& p, double high, const typename Ba
 }
 
 struct PolarInfo {
-    double residual = 0;  // ‖I - QᵀQ‖_F
+    double residual = 0;       // ‖I - QᵀQ‖_F
     double low = 0, high = 0;  // estimated range of the singular values of W
-    double bound = 0;     // proven: no singular value of Q exceeds it
+    double bound = 0;          // proven: no singular value of Q exceeds it
     int stages = 0;
 };
 
@@ -163,9 +163,12 @@ PolarInfo polar(Backend& backend, const typename Backend::Scalar* w, int64_t row
     const double largest = backend.largest(w, area);
     if (!(largest > 0) || !std::isfinite(largest)) {
         // Zero stays zero; NaN or Inf spread to the whole result, visibly.
-        backend.fill(q, area, largest > 0 || largest != largest ? std::numeric_limits<T>::quiet_NaN() : T(0));
+        backend.fill(
+            q, area,
+            largest > 0 || largest != largest ? std::numeric_limits<T>::quiet_NaN() : T(0));
         if (inverse_root) backend.fill(inverse_root, n * n, T(0));
-        info.residual = largest == 0 ? std::sqrt(double(n)) : std::numeric_limits<double>::quiet_NaN();
+        info.residual =
+            largest == 0 ? std::sqrt(double(n)) : std::numeric_limits<double>::quiet_NaN();
         return info;
     }
     // R = WᵀW - I keeps the digits of WᵀW only if that is not far below I, and squares of tiny or
@@ -189,12 +192,14 @@ PolarInfo polar(Backend& backend, const typename Backend::Scalar* w, int64_t row
     // residual adds up over n of them, and no singular value may exceed 1 by more than `overshoot`.
     const double floor = 0.5 * rounding * double(n);
     const double goal = std::max(tolerance, floor);
-    const double per_direction = std::min(0.5 * tolerance / std::sqrt(double(n)), 0.5 * polar_overshoot);
+    const double per_direction =
+        std::min(0.5 * tolerance / std::sqrt(double(n)), 0.5 * polar_overshoot);
     // Done: the residual is small, and in no single direction does the result exceed 1 noticeably.
     auto reached = [&] {
         if (info.residual > goal) return false;
         const double overshoot = 2 * std::max(std::min(tolerance, polar_overshoot), floor);
-        return info.residual <= overshoot || largest_ritz_value(backend, r, n, 8) <= 0.8 * overshoot;
+        return info.residual <= overshoot ||
+               largest_ritz_value(backend, r, n, 8) <= 0.8 * overshoot;
     };
     // A singular value this far below the largest is rounding noise; it is not blown up to 1.
     const double most_gain = 1 / (8 * rounding * std::sqrt(double(n)));
@@ -223,7 +228,8 @@ PolarInfo polar(Backend& backend, const typename Backend::Scalar* w, int64_t row
                 backend.axpby(n * n, T(unit), p, T(0), none, inverse_root);
             } else {
                 if (!spare) spare = backend.allocate(n * n);
-                backend.multiply(backend.view(inverse_root, n, n), backend.view(p, n, n), spare, true);
+                backend.multiply(backend.view(inverse_root, n, n), backend.view(p, n, n), spare,
+                                 true);
                 backend.axpby(n * n, T(1), spare, T(0), none, inverse_root);
             }
         }
@@ -256,7 +262,8 @@ PolarInfo polar(Backend& backend, const typename Backend::Scalar* w, int64_t row
             side.deviation(q, r);
         }
         info.residual = std::sqrt(backend.dot(n * n, r, r));
-        if (!(info.residual < 0.7 * before) && l > 0.5 && gain < most_gain) break;  // rounding level
+        if (!(info.residual < 0.7 * before) && l > 0.5 && gain < most_gain)
+            break;  // rounding level
     }
     if (info.stages == 0) {  // orthogonal to begin with
         if (source != q) backend.axpby(area, T(1), source, T(0), none, q);
@@ -308,6 +315,7 @@ double precondition(Backend& backend, double l, int64_t n, T** c, T** h, T* k, T
     backend.multiply(view(y), view(*h), e, false);
     backend.axpby(n * n, T(a / b), *c, T(0), none, *c);
     backend.fill(k, n * n, T(0));
+    backend.fill(d, n * n, T(0));  // 0 times what scratch memory holds may be NaN
     backend.skew_step(product, *c, T(0), T(b), d, k, n);
     backend.axpby(n * n, T(1), k, T(0), none, *c);
     backend.multiply(view(*h), view(*h), y, true);

@@ -49,8 +49,9 @@ double power_iteration(Backend& backend, const Matrix& w, typename Backend::Scal
         if (size > 0 && std::isfinite(size) && !(size > 0.5 && size < 4)) {
             const double unit = std::ldexp(1.0, -std::ilogb(size));
             backend.axpby(area, T(unit), copy, T(0), none, copy);
-            sigma = power_iteration(backend, Backend::view(copy, w.rows, w.cols), u, v, n_iterations,
-                                    eps * unit) / unit;
+            sigma = power_iteration(backend, Backend::view(copy, w.rows, w.cols), u, v,
+                                    n_iterations, eps * unit) /
+                    unit;
         } else {
             sigma = size;
         }

@@ -37,11 +37,13 @@ struct Tridiagonal {
     double eigenvalue(int index, double accuracy) const {
         double low = diagonal[0], high = diagonal[0];
         for (int i = 0; i < size; ++i) {
-            const double r = (i ? std::fabs(beside[i - 1]) : 0) + (i + 1 < size ? std::fabs(beside[i]) : 0);
+            const double r =
+                (i ? std::fabs(beside[i - 1]) : 0) + (i + 1 < size ? std::fabs(beside[i]) : 0);
             low = std::fmin(low, diagonal[i] - r);
             high = std::fmax(high, diagonal[i] + r);
         }
-        for (int i = 0; i < 48 && high - low > accuracy * std::fmax(std::fabs(low), std::fabs(high)); ++i) {
+        for (int i = 0;
+             i < 48 && high - low > accuracy * std::fmax(std::fabs(low), std::fabs(high)); ++i) {
             const double mid = (low + high) / 2;
             (spectrum_detail::count_below(diagonal, beside, size, mid) > index ? high : low) = mid;
         }
@@ -77,7 +79,8 @@ Tridiagonal lanczos(Backend& backend, const typename Backend::Scalar* s, int64_t
 
 // An estimate from below of the largest eigenvalue.
 template <class Backend>
-double largest_ritz_value(Backend& backend, const typename Backend::Scalar* s, int64_t n, int steps) {
+double largest_ritz_value(Backend& backend, const typename Backend::Scalar* s, int64_t n,
+                          int steps) {
     const Tridiagonal t = lanczos(backend, s, n, steps);
     return t.eigenvalue(t.size - 1, 1e-7);
 }
@@ -89,7 +92,8 @@ Interval spectrum(Backend& backend, const typename Backend::Scalar* r, int64_t n
     const Tridiagonal t = lanczos(backend, r, n, steps);
     const bool complete = t.size == n;
     const double accuracy = complete ? 1e-7 : 1e-3;
-    const double first = 1 + t.eigenvalue(0, accuracy), last = 1 + t.eigenvalue(t.size - 1, accuracy);
+    const double first = 1 + t.eigenvalue(0, accuracy),
+                 last = 1 + t.eigenvalue(t.size - 1, accuracy);
     if (complete) return {first, last};
     // What remains outside shrinks with the number of steps. At a lower end near zero the margin
     // says nothing; a fraction of the estimate does.

@@ -41,7 +41,8 @@ public:
     T* allocate(int64_t count) {
         // One cache line apart, so that arrays whose sizes are powers of two do not all fall into
         // the same sets of a cache.
-        const size_t bytes = (size_t(count) * sizeof(T) + 18 * alignment - 1) / alignment * alignment;
+        const size_t bytes =
+            (size_t(count) * sizeof(T) + 18 * alignment - 1) / alignment * alignment;
         while (current_ < blocks_.size()) {
             Block& b = blocks_[current_];
             if (b.used + bytes <= b.size) {

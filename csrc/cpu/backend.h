@@ -51,7 +51,8 @@ public:
         // that are not contiguous, or strides that exhaust the cache's associativity.
         const bool pack_b = b.col_stride != 1 || n * depth > 160 * 160;
         const bool pack_a = a.col_stride != 1 && (a.row_stride != 1 || m * depth > 96 * 96);
-        const int64_t a_panels = panels(m, kernels_.tile_rows), b_panels = panels(n, kernels_.tile_cols);
+        const int64_t a_panels = panels(m, kernels_.tile_rows),
+                      b_panels = panels(n, kernels_.tile_cols);
         T* packed_a = pack_a ? allocate(a_panels * kernels_.tile_rows * depth) : nullptr;
         T* packed_b = pack_b ? allocate(b_panels * kernels_.tile_cols * depth) : nullptr;
         // Reading whole register tiles past the last row or column must stay inside the matrix.
@@ -63,8 +64,12 @@ public:
         if (ragged_b) kernels_.pack_b(cols_from(b, b_panels - 1), 0, 1, tail_b);
         if (pack_a || pack_b) {
             parallel_.for_each(tasks, [&](int t) {
-                if (pack_b) kernels_.pack_b(b, part(b_panels, t, tasks), part(b_panels, t + 1, tasks), packed_b);
-                if (pack_a) kernels_.pack_a(a, part(a_panels, t, tasks), part(a_panels, t + 1, tasks), packed_a);
+                if (pack_b)
+                    kernels_.pack_b(b, part(b_panels, t, tasks), part(b_panels, t + 1, tasks),
+                                    packed_b);
+                if (pack_a)
+                    kernels_.pack_a(a, part(a_panels, t, tasks), part(a_panels, t + 1, tasks),
+                                    packed_a);
             });
             product.packed_a = packed_a;
             product.packed_b = packed_b;
@@ -187,9 +192,8 @@ public:
     }
 
     double skew(const T* a, int64_t n, T* out) {
-        return over_lower_half(n, [&](int64_t begin, int64_t end) {
-            return kernels_.skew(a, n, begin, end, out);
-        });
+        return over_lower_half(
+            n, [&](int64_t begin, int64_t end) { return kernels_.skew(a, n, begin, end, out); });
     }
 
     double skew_step(const T* p, const T* c, T fd, T fr, T* d, T* k, int64_t n) {
@@ -237,8 +241,8 @@ private:
 
     int task_count(double work, double work_a_task) const {
         if (parallel_.threads <= 1) return 1;
-        return int(std::min({double(parallel_.threads), double(max_tasks),
-                             std::max(1.0, work / work_a_task)}));
+        return int(std::min(
+            {double(parallel_.threads), double(max_tasks), std::max(1.0, work / work_a_task)}));
     }
     static int64_t panels(int64_t n, int64_t width) { return (n + width - 1) / width; }
     static int64_t part(int64_t n, int t, int tasks) { return n * t / tasks; }
@@ -268,7 +272,8 @@ private:
     double reduce(int64_t n, F f) {
         const int tasks = task_count(double(n), 1e5);
         double partial[max_tasks];
-        parallel_.for_each(tasks, [&](int t) { partial[t] = f(part(n, t, tasks), part(n, t + 1, tasks)); });
+        parallel_.for_each(
+            tasks, [&](int t) { partial[t] = f(part(n, t, tasks), part(n, t + 1, tasks)); });
         return sum(partial, tasks);
     }
     template <class F>

@@ -22,11 +22,10 @@ std::tuple<Tensor, Tensor, Tensor> bjorck_op(const Tensor& weight, double beta,
         for_each_matrix<T>(m, [&](Backend<T>& backend, int64_t i) {
             T* kept = data_or_null<T>(history);
             double shrink;
-            data<int64_t>(steps)[i] =
-                bjorck(backend, data<T>(w) + i * m.area(), m.rows, m.cols, beta,
-                       static_cast<int>(max_iterations), eps, 1.0, false,
-                       data<T>(out) + i * m.area(),
-                       kept ? kept + i * max_iterations * m.area() : nullptr, &shrink);
+            data<int64_t>(steps)[i] = bjorck(
+                backend, data<T>(w) + i * m.area(), m.rows, m.cols, beta,
+                static_cast<int>(max_iterations), eps, 1.0, false, data<T>(out) + i * m.area(),
+                kept ? kept + i * max_iterations * m.area() : nullptr, &shrink);
         });
     });
     return {out, history, steps};
@@ -41,9 +40,8 @@ Tensor bjorck_backward_op(const Tensor& grad, const Tensor& history, const Tenso
     by_dtype(g, [&](auto zero) {
         using T = decltype(zero);
         for_each_matrix<T>(m, [&](Backend<T>& backend, int64_t i) {
-            bjorck_backward(backend, data<T>(g) + i * m.area(),
-                            data<T>(kept) + i * most * m.area(), m.rows, m.cols,
-                            static_cast<int>(data<int64_t>(count)[i]), beta, 1.0,
+            bjorck_backward(backend, data<T>(g) + i * m.area(), data<T>(kept) + i * most * m.area(),
+                            m.rows, m.cols, static_cast<int>(data<int64_t>(count)[i]), beta, 1.0,
                             data<T>(out) + i * m.area());
         });
     });
@@ -73,17 +71,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> spectral_bjorck(
             T* vi = data<T>(new_v) + i * m.cols;
             const auto view = Backend<T>::view(wi, m.rows, m.cols);
             if (!v) backend.normalized_product_of_transpose(view, ui, vi, eps);
-            const double s = power_iteration(backend, view, ui, vi, static_cast<int>(n_iterations), eps);
+            const double s =
+                power_iteration(backend, view, ui, vi, static_cast<int>(n_iterations), eps);
             T* kept = data_or_null<T>(history);
             T* qi = data<T>(out) + i * m.area();
             const auto mark = backend.mark();
             T* scaled = backend.allocate(m.area());
-            backend.axpby(m.area(), T(1 / (std::fabs(s) < eps ? eps : s)), wi, T(0), nullptr, scaled);
+            backend.axpby(m.area(), T(1 / (std::fabs(s) < eps ? eps : s)), wi, T(0), nullptr,
+                          scaled);
             double shrink;
-            data<int64_t>(steps)[i] =
-                bjorck(backend, scaled, m.rows, m.cols, beta, static_cast<int>(max_iterations),
-                       eps_bjorck, scale, true, qi,
-                       kept ? kept + i * max_iterations * m.area() : nullptr, &shrink);
+            data<int64_t>(steps)[i] = bjorck(
+                backend, scaled, m.rows, m.cols, beta, static_cast<int>(max_iterations), eps_bjorck,
+                scale, true, qi, kept ? kept + i * max_iterations * m.area() : nullptr, &shrink);
             backend.release(mark);
             data<T>(sigma)[2 * i] = T(s);
             data<T>(sigma)[2 * i + 1] = T(shrink);

@@ -32,8 +32,8 @@ std::tuple<Tensor, Tensor> frobenius_normalize(const Tensor& weight, double eps,
 }
 
 // (c G - <G, Ŵ> Ŵ / c) / ‖W‖
-Tensor frobenius_normalize_backward(const Tensor& grad, const Tensor& normalized, const Tensor& norm,
-                                    double eps, double scale) {
+Tensor frobenius_normalize_backward(const Tensor& grad, const Tensor& normalized,
+                                    const Tensor& norm, double eps, double scale) {
     const Tensor g = packed(grad), w = packed(normalized), size = packed(norm);
     const int64_t n = g.size(g.dim() - 1), rows = n ? g.numel() / n : 0;
     Tensor out = make(g, sizes_of(g));
@@ -45,7 +45,8 @@ Tensor frobenius_normalize_backward(const Tensor& grad, const Tensor& normalized
             const T* wi = data<T>(w) + r * n;
             const double s = double(data<T>(size)[r]);
             const double along = s < eps ? 0.0 : -backend.dot(n, gi, wi) / (scale * s);
-            backend.axpby(n, T(scale / (s < eps ? eps : s)), gi, T(along), wi, data<T>(out) + r * n);
+            backend.axpby(n, T(scale / (s < eps ? eps : s)), gi, T(along), wi,
+                          data<T>(out) + r * n);
         }
     });
     return out;

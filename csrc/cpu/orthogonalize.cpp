@@ -81,7 +81,8 @@ std::vector<Job> jobs_of(const std::vector<Tensor>& weights, const std::vector<i
                         " must have at least 2 dimensions, the dtype of the first, and a first"
                         " dimension that its groups divide");
         const int64_t rows = w.size(0) / groups[i], cols = w.size(0) ? w.numel() / w.size(0) : 0;
-        for (int64_t g = 0; g < groups[i]; ++g) jobs.push_back({i, g, row++, rows, cols, scales[i]});
+        for (int64_t g = 0; g < groups[i]; ++g)
+            jobs.push_back({i, g, row++, rows, cols, scales[i]});
     }
     return jobs;
 }
@@ -105,7 +106,8 @@ void run(const std::vector<Job>& jobs, const Tensors& weights, double tol, const
             T* root = data_or_null<T>(roots[j.weight]);
             const int64_t at = j.matrix * j.area();
             write(polar(backend, data<T>(weights[j.weight]) + at, j.rows, j.cols, tol, j.scale,
-                        data<T>(out[j.weight]) + at, root ? root + j.matrix * j.root_area() : nullptr),
+                        data<T>(out[j.weight]) + at,
+                        root ? root + j.matrix * j.root_area() : nullptr),
                   data<double>(info) + j.info * info_size);
         });
     });
@@ -122,8 +124,8 @@ void run_backward(const std::vector<Job>& jobs, const Tensors& grads, const Tens
             const double* r = data<double>(info) + j.info * info_size;
             polar_backward(backend, data<T>(grads[j.weight]) + at, data<T>(weights[j.weight]) + at,
                            data<T>(orthogonal[j.weight]) + at,
-                           root ? root + j.matrix * j.root_area() : nullptr, j.rows, j.cols, j.scale,
-                           r[0], r[1], tol, tangent, data<T>(out[j.weight]) + at);
+                           root ? root + j.matrix * j.root_area() : nullptr, j.rows, j.cols,
+                           j.scale, r[0], r[1], tol, tangent, data<T>(out[j.weight]) + at);
         });
     });
 }

@@ -16,7 +16,8 @@ struct Parallel {
             for (int i = 0; i < tasks; ++i) f(i);
             return;
         }
-        run(tasks, [](void* context, int i) { (*static_cast<F*>(context))(i); },
+        run(
+            tasks, [](void* context, int i) { (*static_cast<F*>(context))(i); },
             const_cast<void*>(static_cast<const void*>(&f)));
     }
 };

@@ -24,7 +24,9 @@ Vectors start(const Tensor& weight, const Tensor& u, const std::optional<Tensor>
 }
 
 // sigma = uᵀWv is negative where W changed its sign since u and v were made.
-double divisor(double sigma, double eps) { return std::fabs(sigma) < eps ? eps : sigma; }
+double divisor(double sigma, double eps) {
+    return std::fabs(sigma) < eps ? eps : sigma;
+}
 
 template <class T>
 double iterate(Backend<T>& backend, const T* w, const Matrices& m, T* u, T* v, bool fresh_v,
@@ -82,9 +84,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> spectral_normalize(const Tensor& weig
         using T = decltype(zero);
         for_each_matrix<T>(m, [&](Backend<T>& backend, int64_t i) {
             const T* wi = data<T>(w) + i * m.area();
-            const double s =
-                iterate(backend, wi, m, data<T>(new_u) + i * m.rows, data<T>(new_v) + i * m.cols,
-                        fresh_v, n_iterations, eps);
+            const double s = iterate(backend, wi, m, data<T>(new_u) + i * m.rows,
+                                     data<T>(new_v) + i * m.cols, fresh_v, n_iterations, eps);
             data<T>(sigma)[i] = T(s);
             backend.axpby(m.area(), T(scale / divisor(s, eps)), wi, T(0), nullptr,
                           data<T>(out) + i * m.area());
@@ -109,8 +110,9 @@ Tensor spectral_normalize_backward(const Tensor& grad, const std::optional<Tenso
             const double si = double(data<T>(s)[i]);
             const double outer = grad_sigma ? double(data<T>(gs)[i]) : 0.0;
             // Below eps the divisor is a constant.
-            const double along =
-                std::fabs(si) < eps ? 0.0 : -backend.dot(m.area(), gi, data<T>(w) + i * m.area()) / si;
+            const double along = std::fabs(si) < eps
+                                     ? 0.0
+                                     : -backend.dot(m.area(), gi, data<T>(w) + i * m.area()) / si;
             backend.rank_one_update(gi, T(scale / divisor(si, eps)), T(along + outer),
                                     data<T>(left) + i * m.rows, data<T>(right) + i * m.cols, m.rows,
                                     m.cols, data<T>(out) + i * m.area());

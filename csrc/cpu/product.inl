@@ -83,9 +83,10 @@ static void pack_a(const View<const T>& a, int64_t panel_begin, int64_t panel_en
 
 // acc(i, :) = sum over k of a(i, k) b(k, :). Packed: strides known to the compiler.
 template <class T, int V, bool PackedA>
-static inline __attribute__((always_inline)) void tile_product(
-    int64_t depth, const T* a, int64_t row_stride, int64_t k_stride, const T* b, int64_t b_stride,
-    Vec<T> (&acc)[Tile<T>::rows][V]) {
+static inline __attribute__((always_inline)) void tile_product(int64_t depth, const T* a,
+                                                               int64_t row_stride, int64_t k_stride,
+                                                               const T* b, int64_t b_stride,
+                                                               Vec<T> (&acc)[Tile<T>::rows][V]) {
     constexpr int R = Tile<T>::rows, w = Simd<T>::width;
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i)
@@ -109,8 +110,8 @@ static inline __attribute__((always_inline)) void tile_product(
 // Where a tile stands and where its operands are.
 template <class T>
 struct Place {
-    int64_t i, j;         // its first row and column
-    int64_t rows, cols;   // how much of it lies inside the result
+    int64_t i, j;        // its first row and column
+    int64_t rows, cols;  // how much of it lies inside the result
     const T* a;
     int64_t a_row_stride, a_k_stride;
     bool packed_a;
@@ -128,7 +129,8 @@ static inline void tile(const Product<T>& p, const Place<T>& at) {
     if (at.packed_a)
         tile_product<T, V, true>(depth, at.a, 1, R, at.b, at.b_stride, acc);
     else
-        tile_product<T, V, false>(depth, at.a, at.a_row_stride, at.a_k_stride, at.b, at.b_stride, acc);
+        tile_product<T, V, false>(depth, at.a, at.a_row_stride, at.a_k_stride, at.b, at.b_stride,
+                                  acc);
     const int64_t corner = at.i * n + at.j;
     if (at.rows == R && at.cols >= V * w) {
         const T* x0 = e.x[0];
@@ -177,12 +179,15 @@ static void product(const Product<T>& p, int64_t row_begin, int64_t row_end, int
         at.b_stride = tail_b || p.packed_b ? C : p.b.row_stride;
         // A symmetric product needs no tile that lies wholly above the diagonal. What tiles on the
         // diagonal write above it is replaced by the mirror image below.
-        for (int64_t i = p.symmetric ? most(row_begin, j / R * R) : row_begin; i < row_end; i += R) {
+        for (int64_t i = p.symmetric ? most(row_begin, j / R * R) : row_begin; i < row_end;
+             i += R) {
             at.i = i;
             at.rows = least(R, row_end - i);
             const bool tail_a = p.tail_a && i + R > p.a.rows;
             at.packed_a = tail_a || p.packed_a;
-            at.a = tail_a ? p.tail_a : p.packed_a ? p.packed_a + i * depth : p.a.data + i * p.a.row_stride;
+            at.a = tail_a       ? p.tail_a
+                   : p.packed_a ? p.packed_a + i * depth
+                                : p.a.data + i * p.a.row_stride;
             at.a_row_stride = p.a.row_stride;
             at.a_k_stride = p.a.col_stride;
             if (V > 1 && p.symmetric && i + R <= j + w)

@@ -51,7 +51,8 @@ struct Shuffle {
         Mask m = {};
         for (int l = 0; l < Simd<T>::width; ++l) {
             const bool upper = (l & d) != 0;
-            m[l] = high ? (upper ? l + Simd<T>::width : l + d) : (upper ? l - d + Simd<T>::width : l);
+            m[l] =
+                high ? (upper ? l + Simd<T>::width : l + d) : (upper ? l - d + Simd<T>::width : l);
         }
         return m;
     }

@@ -15,7 +15,8 @@ double proven_bound(Backend<T>& backend, const T* s, int64_t n, int squarings) {
     const double estimate = largest_ritz_value(backend, s, n, 24);
     if (!(estimate > 0) || !std::isfinite(estimate)) return estimate;
     for (double slack = 2e-6; slack < 2e-3; slack *= 4)
-        if (lies_below(backend, s, n, estimate * (1 + slack))) return estimate * (1 + slack + rounding);
+        if (lies_below(backend, s, n, estimate * (1 + slack)))
+            return estimate * (1 + slack + rounding);
     return gram_bound(backend, s, n, squarings, 0.0);
 }
 
@@ -31,13 +32,15 @@ Tensor spectral_bound(const Tensor& weight, int64_t squarings) {
             const auto mark = backend.mark();
             // Powers of two, so that no square leaves the range of T.
             const double largest = backend.largest(wi, m.area());
-            const double unit = largest > 0 && std::isfinite(largest) ? std::ldexp(1.0, -std::ilogb(largest)) : 1;
+            const double unit =
+                largest > 0 && std::isfinite(largest) ? std::ldexp(1.0, -std::ilogb(largest)) : 1;
             T* scaled = backend.allocate(m.area());
             T* s = backend.allocate(m.small() * m.small());
             backend.axpby(m.area(), T(unit), wi, T(0), nullptr, scaled);
             Sided<Backend<T>>{backend, m.rows, m.cols}.gram(scaled, s);
             const double bound = proven_bound(backend, s, m.small(), static_cast<int>(squarings));
-            data<T>(out)[i] = T(std::sqrt(bound) / unit * (1 + 4 * double(std::numeric_limits<T>::epsilon())));
+            data<T>(out)[i] =
+                T(std::sqrt(bound) / unit * (1 + 4 * double(std::numeric_limits<T>::epsilon())));
             backend.release(mark);
         });
     });

@@ -249,8 +249,7 @@ static double skew_step(const T* p, const T* c, T fd, T fr, T* d, T* k, int64_t 
 }
 
 template <class T>
-static void symmetrize(const T* a, T alpha, int64_t n, int64_t row_begin, int64_t row_end,
-                       T* out) {
+static void symmetrize(const T* a, T alpha, int64_t n, int64_t row_begin, int64_t row_end, T* out) {
     constexpr int w = Simd<T>::width;
     over_mirrored_blocks(
         a, n, row_begin, row_end,

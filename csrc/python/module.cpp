@@ -37,8 +37,10 @@ py::array_t<T> matmul(const py::array_t<T>& a, const py::array_t<T>& b, bool sym
         throw py::value_error("a symmetric product must be square");
     py::array_t<T> out({a.shape(0), b.shape(1)});
     const auto item = static_cast<int64_t>(sizeof(T));
-    cpu::View<const T> va{a.data(), a.shape(0), a.shape(1), a.strides(0) / item, a.strides(1) / item};
-    cpu::View<const T> vb{b.data(), b.shape(0), b.shape(1), b.strides(0) / item, b.strides(1) / item};
+    cpu::View<const T> va{a.data(), a.shape(0), a.shape(1), a.strides(0) / item,
+                          a.strides(1) / item};
+    cpu::View<const T> vb{b.data(), b.shape(0), b.shape(1), b.strides(0) / item,
+                          b.strides(1) / item};
     cpu::Backend<T> backend;
     T* to = out.mutable_data();
     py::gil_scoped_release release;
@@ -67,9 +69,9 @@ py::tuple bjorck_array(const Array<T>& weight, double beta, int max_iterations, 
     Array<T> out({weight.shape(0), weight.shape(1)});
     cpu::Backend<T> backend;
     double shrink;
-    const int steps = bjorck(backend, weight.data(), weight.shape(0), weight.shape(1), beta,
-                             max_iterations, eps, 1.0, false, out.mutable_data(),
-                             static_cast<T*>(nullptr), &shrink);
+    const int steps =
+        bjorck(backend, weight.data(), weight.shape(0), weight.shape(1), beta, max_iterations, eps,
+               1.0, false, out.mutable_data(), static_cast<T*>(nullptr), &shrink);
     return py::make_tuple(out, steps);
 }
 
@@ -108,11 +110,12 @@ int64_t largest_use_by_name(int64_t kernel, int64_t stride, int64_t before, int6
 PYBIND11_MODULE(_kernels, m) {
     m.doc() = "The native kernels on numpy arrays, without torch, and what this build is.";
     m.def("build_info", [] {
-        return std::map<std::string, std::string>{{"version", LIPFUSE_VERSION},
-                                                  {"compiler", LIPFUSE_COMPILER},
-                                                  {"flags", LIPFUSE_FLAGS},
-                                                  {"cuda_architectures", LIPFUSE_CUDA_ARCHITECTURES},
-                                                  {"torch_target", "2.11"}};
+        return std::map<std::string, std::string>{
+            {"version", LIPFUSE_VERSION},
+            {"compiler", LIPFUSE_COMPILER},
+            {"flags", LIPFUSE_FLAGS},
+            {"cuda_architectures", LIPFUSE_CUDA_ARCHITECTURES},
+            {"torch_target", "2.11"}};
     });
     m.def("cpu_features", [] {
         cpu::InstructionSet sets[3];
@@ -125,8 +128,8 @@ PYBIND11_MODULE(_kernels, m) {
         return d;
     });
     m.def(
-        "select_instruction_set", [](const std::string& name) { cpu::select_instruction_set(name.c_str()); },
-        py::arg("name"),
+        "select_instruction_set",
+        [](const std::string& name) { cpu::select_instruction_set(name.c_str()); }, py::arg("name"),
         "Choose the kernels that everything in this process uses from now on, operators included.");
 
     m.def("matmul", &matmul<float>, py::arg("a"), py::arg("b"), py::arg("symmetric") = false);

@@ -109,7 +109,7 @@ class GroupSort(nn.Module, LipschitzModule):
     def forward(self, input: Tensor) -> Tensor:
         # In dimension 1 always: check here, since the function takes any dimension.
         check_tensor("input", input, min_dim=2)
-        return _scaled(F.group_sort(input, self.group_size), self._k)
+        return F.group_sort(input, self.group_size, scale=self._k)
 
     def vanilla_export(self) -> nn.Module:
         plain = plain_function(type(self).__name__, _plain_sort(self.group_size, self._k))
