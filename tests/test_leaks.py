@@ -185,12 +185,14 @@ def test_evaluation_after_a_step_of_size_one(method: str) -> None:
     layer = lnn.SpectralLinear(12, 12, bias=False, **METHODS[method])
     layer.eval()
     x = torch.randn(3, 12)
-    layer(x)
     with torch.no_grad():
+        layer(x)
         original(layer).add_(torch.randn(12, 12))
+        without_gradient = layer(x)
     fresh = lnn.SpectralLinear(12, 12, bias=False, **METHODS[method]).eval()
     fresh.load_state_dict(layer.state_dict())
     assert torch.equal(layer(x), fresh(x))
+    assert torch.equal(without_gradient, layer(x))
     layer(x).square().sum().backward()
     assert original(layer).grad is not None and original(layer).grad.any()  # type: ignore[union-attr]
 

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "device.h"
 #include "gram_bound.h"
 #include "polar.h"
 
@@ -16,9 +17,10 @@ namespace lipfuse {
 // With `guard`, singular values that would make the iteration diverge (above sqrt(3) for
 // beta = 1/2) are brought below 1 first; *shrink is what W was multiplied by, else 1.
 template <class Backend>
-int bjorck(Backend& backend, const typename Backend::Scalar* w, int64_t rows, int64_t cols,
-           double beta, int max_iterations, double eps, double scale, bool guard,
-           typename Backend::Scalar* q, typename Backend::Scalar* history, double* shrink) {
+LIPFUSE_DEVICE int bjorck(Backend& backend, const typename Backend::Scalar* w, int64_t rows,
+                          int64_t cols, double beta, int max_iterations, double eps, double scale,
+                          bool guard, typename Backend::Scalar* q,
+                          typename Backend::Scalar* history, double* shrink) {
     using T = typename Backend::Scalar;
     const T* none = nullptr;
     Sided<Backend> side{backend, rows, cols};
@@ -71,9 +73,10 @@ int bjorck(Backend& backend, const typename Backend::Scalar* w, int64_t rows, in
 
 // G <- (1 + beta) G - beta (G WᵀW + W (GᵀW + WᵀG)) through W_{steps-1}, ..., W_0.
 template <class Backend>
-void bjorck_backward(Backend& backend, const typename Backend::Scalar* g,
-                     const typename Backend::Scalar* history, int64_t rows, int64_t cols, int steps,
-                     double beta, double scale, typename Backend::Scalar* out) {
+LIPFUSE_DEVICE void bjorck_backward(Backend& backend, const typename Backend::Scalar* g,
+                                    const typename Backend::Scalar* history, int64_t rows,
+                                    int64_t cols, int steps, double beta, double scale,
+                                    typename Backend::Scalar* out) {
     using T = typename Backend::Scalar;
     Sided<Backend> side{backend, rows, cols};
     const int64_t n = side.small, area = rows * cols;

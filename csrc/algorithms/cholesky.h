@@ -5,11 +5,14 @@
 #include <cmath>
 #include <cstdint>
 
+#include "device.h"
+
 namespace lipfuse {
 
 // Whether every eigenvalue of the symmetric S is below c, with a margin for rounding.
 template <class Backend>
-bool lies_below(Backend& backend, const typename Backend::Scalar* s, int64_t n, double c) {
+LIPFUSE_DEVICE bool lies_below(Backend& backend, const typename Backend::Scalar* s, int64_t n,
+                               double c) {
     using T = typename Backend::Scalar;
     auto mark = backend.mark();
     T* l = backend.allocate(n * n);

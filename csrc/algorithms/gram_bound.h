@@ -6,13 +6,15 @@
 #include <cstdint>
 #include <limits>
 
+#include "device.h"
+
 namespace lipfuse {
 
 // Stops after `squarings`, or as soon as the bound is at most `enough`. The result includes what
 // rounding may have taken away. S is left unchanged.
 template <class Backend>
-double gram_bound(Backend& backend, const typename Backend::Scalar* s, int64_t n, int squarings,
-                  double enough) {
+LIPFUSE_DEVICE double gram_bound(Backend& backend, const typename Backend::Scalar* s, int64_t n,
+                                 int squarings, double enough) {
     using T = typename Backend::Scalar;
     const double rounding = std::numeric_limits<T>::epsilon() * (2 + std::sqrt(double(n)));
     auto mark = backend.mark();

@@ -9,6 +9,8 @@
 #include <cmath>
 #include <vector>
 
+#include "device.h"
+
 namespace lipfuse {
 
 // p in powers of E = (2 S - (l² + 1) I) / (1 - l²), whose spectrum is [-1, 1].
@@ -21,7 +23,7 @@ struct Minimax {
     double a, b, c2, d, e, f, g, h, i;
 
     // p at x = 0: by how much singular values far below l grow.
-    double at_zero() const {
+    LIPFUSE_DEVICE double at_zero() const {
         const double t = -(1 + l * l) / (1 - l * l);
         double sum = 0;
         for (int k = degree; k >= 0; --k) sum = sum * t + c[k];
@@ -229,5 +231,15 @@ private:
 
     std::vector<std::vector<Minimax>> rows_;
 };
+
+// How algorithms ask for a polynomial; a backend that cannot hold the table has its own.
+template <class Backend>
+const Minimax& choose_polynomial(Backend&, double l, double tolerance) {
+    return MinimaxTable::instance().choose(l, tolerance);
+}
+template <class Backend>
+const Minimax& choose_cubic(Backend&, double l) {
+    return MinimaxTable::instance().cubic(l);
+}
 
 }  // namespace lipfuse

@@ -11,6 +11,7 @@
 #include <cmath>
 #include <limits>
 
+#include "device.h"
 #include "cholesky.h"
 #include "minimax.h"
 #include "spectrum.h"
@@ -29,25 +30,26 @@ struct Sided {
 
     // XᵀY on the small side (small x small)
     template <class Epilogue>
-    void cross(const T* x, const T* y, const Epilogue& epilogue, bool symmetric) {
+    LIPFUSE_DEVICE void cross(const T* x, const T* y, const Epilogue& epilogue, bool symmetric) {
         auto a = backend.view(x, rows, cols), b = backend.view(y, rows, cols);
         if (left)
             backend.multiply(a, b.transposed(), epilogue, symmetric);
         else
             backend.multiply(a.transposed(), b, epilogue, symmetric);
     }
-    void cross(const T* x, const T* y, T* out, bool symmetric) {
+    LIPFUSE_DEVICE void cross(const T* x, const T* y, T* out, bool symmetric) {
         cross(x, y, backend.epilogue(out), symmetric);
     }
-    void gram(const T* x, T* out) { cross(x, x, out, true); }
+    LIPFUSE_DEVICE void gram(const T* x, T* out) { cross(x, x, out, true); }
     // out = XᵀX - I
-    void deviation(const T* x, T* out) {
+    LIPFUSE_DEVICE void deviation(const T* x, T* out) {
         auto epilogue = backend.epilogue(out);
         epilogue.diagonal[0] = T(-1);
         cross(x, x, epilogue, true);
     }
     // out = alpha X M + beta Y, M small x small; out may be Y
-    void apply(const T* x, const T* m, bool transpose_m, T* out, T alpha, T beta, const T* y) {
+    LIPFUSE_DEVICE void apply(const T* x, const T* m, bool transpose_m, T* out, T alpha, T beta,
+                              const T* y) {
         auto a = backend.view(x, rows, cols), b = backend.view(m, small, small);
         auto epilogue = backend.epilogue(out);
         epilogue.acc[0] = alpha;
@@ -65,8 +67,9 @@ struct Sided {
 // P = p(S / high) / sqrt(high) for S = I + R, scratch: 2 n² elements. R is what is kept of S: near
 // an orthogonal matrix it holds the digits that S would lose.
 template <class Backend>
-void evaluate(Backend& backend, const Minimax& p, double high, const typename Backend::Scalar* r,
-              int64_t n, typename Backend::Scalar* out, typename Backend::Scalar* scratch) {
+LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high,
+                             const typename Backend::Scalar* r, int64_t n,
+                             typename Backend::Scalar* out, typename Backend::Scalar* scratch) {
     using T = typename Backend::Scalar;
     // E = alpha R + gamma I, spelled out in every epilogue below.
     const double low = p.l * p.l, unit = 1 / std::sqrt(high);
@@ -142,16 +145,17 @@ struct PolarInfo {
 };
 
 constexpr int polar_most_stages = 18;
-constexpr double polar_gradient_floor = 1e-4;
-constexpr double polar_overshoot = 1e-5;
+LIPFUSE_DEVICE constexpr double polar_gradient_floor = 1e-4;
+LIPFUSE_DEVICE constexpr double polar_overshoot = 1e-5;
 
 // q <- scale * Q. Singular values of Q stay below 1 + polar_overshoot + rounding.
 // inverse_root (small x small, may be null): (WᵀW)^(-1/2), which the gradient of a matrix that is
 // not square needs.
 template <class Backend>
-PolarInfo polar(Backend& backend, const typename Backend::Scalar* w, int64_t rows, int64_t cols,
-                double tolerance, double scale, typename Backend::Scalar* q,
-                typename Backend::Scalar* inverse_root) {
+LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar* w, int64_t rows,
+                               int64_t cols, double tolerance, double scale,
+                               typename Backend::Scalar* q,
+                               typename Backend::Scalar* inverse_root) {
     using T = typename Backend::Scalar;
     constexpr double rounding = std::numeric_limits<T>::epsilon();
     Sided<Backend> side{backend, rows, cols};
@@ -221,7 +225,7 @@ PolarInfo polar(Backend& backend, const typename Backend::Scalar* w, int64_t row
         double l = std::max(0.02, std::sqrt(range.low / range.high));
         // What cannot be lifted any further stays; the others are brought to 1.
         if (gain > most_gain) l = covered;
-        const Minimax& poly = MinimaxTable::instance().choose(l, per_direction);
+        const Minimax& poly = choose_polynomial(backend, l, per_direction);
         evaluate(backend, poly, range.high, r, n, p, scratch);
         if (inverse_root) {
             if (info.stages == 0) {
@@ -297,9 +301,10 @@ PolarInfo polar(Backend& backend, const typename Backend::Scalar* w, int64_t row
 // For f(h) = a h - b h³ that is a C - b (H²C - HCH + CH²): three products lift the smallest
 // eigenvalue by up to 2.6. Returns the new l. c and h swap places with the buffers given.
 template <class Backend, class T>
-double precondition(Backend& backend, double l, int64_t n, T** c, T** h, T* k, T* d, T* product) {
+LIPFUSE_DEVICE double precondition(Backend& backend, double l, int64_t n, T** c, T** h, T* k, T* d,
+                                   T* product) {
     const T* none = nullptr;
-    const Minimax& p = MinimaxTable::instance().cubic(std::max(l, 0.1));
+    const Minimax& p = choose_cubic(backend, std::max(l, 0.1));
     const double low = p.l * p.l, top = 1 + p.error;
     const double a = (p.c[0] - p.c[1] * (1 + low) / (1 - low)) / top;
     const double b = -2 * p.c[1] / (1 - low) / top;
@@ -333,7 +338,7 @@ double precondition(Backend& backend, double l, int64_t n, T** c, T** h, T* k, T
 // (H + l I)^(-1) for a symmetric H with eigenvalues in [0, 1], by Newton's iteration
 // X <- X (2 I - (H + l I) X), until rounding lets it get no better. h is overwritten.
 template <class Backend, class T>
-void damped_inverse(Backend& backend, T* h, double l, int64_t n, T* x) {
+LIPFUSE_DEVICE void damped_inverse(Backend& backend, T* h, double l, int64_t n, T* x) {
     const T* none = nullptr;
     auto mark = backend.mark();
     T* y = backend.allocate(n * n);
@@ -370,11 +375,12 @@ void damped_inverse(Backend& backend, T* h, double l, int64_t n, T* x) {
 // as that, which bounds a gradient that is unbounded in theory.
 // The tangent gradient takes H = I.
 template <class Backend>
-void polar_backward(Backend& backend, const typename Backend::Scalar* g,
-                    const typename Backend::Scalar* w, const typename Backend::Scalar* q,
-                    const typename Backend::Scalar* inverse_root, int64_t rows, int64_t cols,
-                    double scale, double low, double high, double tolerance, bool tangent,
-                    typename Backend::Scalar* out) {
+LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Scalar* g,
+                                   const typename Backend::Scalar* w,
+                                   const typename Backend::Scalar* q,
+                                   const typename Backend::Scalar* inverse_root, int64_t rows,
+                                   int64_t cols, double scale, double low, double high,
+                                   double tolerance, bool tangent, typename Backend::Scalar* out) {
     using T = typename Backend::Scalar;
     Sided<Backend> side{backend, rows, cols};
     const int64_t n = side.small, area = rows * cols;

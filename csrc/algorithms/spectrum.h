@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <utility>
 
+#include "device.h"
+
 namespace lipfuse {
 
 struct Interval {
@@ -15,7 +17,7 @@ struct Interval {
 namespace spectrum_detail {
 
 // Eigenvalues of the tridiagonal matrix (a, b) that are smaller than x (Sturm's count).
-inline int count_below(const double* a, const double* b, int k, double x) {
+LIPFUSE_DEVICE inline int count_below(const double* a, const double* b, int k, double x) {
     int count = 0;
     double q = 1;
     for (int i = 0; i < k; ++i) {
@@ -34,7 +36,7 @@ struct Tridiagonal {
     double diagonal[most] = {}, beside[most] = {};
     int size = 0;
 
-    double eigenvalue(int index, double accuracy) const {
+    LIPFUSE_DEVICE double eigenvalue(int index, double accuracy) const {
         double low = diagonal[0], high = diagonal[0];
         for (int i = 0; i < size; ++i) {
             const double r =
@@ -53,7 +55,8 @@ struct Tridiagonal {
 
 // Lanczos's process from a fixed start vector: deterministic.
 template <class Backend>
-Tridiagonal lanczos(Backend& backend, const typename Backend::Scalar* s, int64_t n, int steps) {
+LIPFUSE_DEVICE Tridiagonal lanczos(Backend& backend, const typename Backend::Scalar* s, int64_t n,
+                                   int steps) {
     using T = typename Backend::Scalar;
     Tridiagonal t;
     steps = static_cast<int>(std::min<int64_t>({n, steps, Tridiagonal::most}));
@@ -79,8 +82,8 @@ Tridiagonal lanczos(Backend& backend, const typename Backend::Scalar* s, int64_t
 
 // An estimate from below of the largest eigenvalue.
 template <class Backend>
-double largest_ritz_value(Backend& backend, const typename Backend::Scalar* s, int64_t n,
-                          int steps) {
+LIPFUSE_DEVICE double largest_ritz_value(Backend& backend, const typename Backend::Scalar* s,
+                                         int64_t n, int steps) {
     const Tridiagonal t = lanczos(backend, s, n, steps);
     return t.eigenvalue(t.size - 1, 1e-7);
 }
@@ -88,7 +91,8 @@ double largest_ritz_value(Backend& backend, const typename Backend::Scalar* s, i
 // Both ends of the spectrum of R + I, widened by what so few steps may miss. An estimate, not a
 // bound: callers check what they built on it.
 template <class Backend>
-Interval spectrum(Backend& backend, const typename Backend::Scalar* r, int64_t n, int steps) {
+LIPFUSE_DEVICE Interval spectrum(Backend& backend, const typename Backend::Scalar* r, int64_t n,
+                                 int steps) {
     const Tridiagonal t = lanczos(backend, r, n, steps);
     const bool complete = t.size == n;
     const double accuracy = complete ? 1e-7 : 1e-3;

@@ -41,17 +41,18 @@ def test_reaches_the_exact_distance_to_the_boundary(seed: int, classes: int) -> 
     assert broken[distance < radius * 0.99].all()
 
 
-def test_stays_in_the_ball_and_in_the_pixel_range() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_stays_in_the_ball_and_in_the_pixel_range(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand(50, 1, 6, 6, generator=generator, dtype=torch.float64).round(decimals=1)
+    images = torch.rand(50, 1, 6, 6, generator=generator, dtype=dtype).round(decimals=1)
     model = torch.nn.Sequential(
         torch.nn.Flatten(), torch.nn.Linear(36, 20), torch.nn.ReLU(), torch.nn.Linear(20, 4)
-    ).double()
+    ).to(dtype)
     labels = model(images).argmax(dim=1)
     for radius in (0.01, 0.5, 3.0):
         attacked = l2_pgd(model, images, labels, radius, steps=10, generator=generator)
         assert attacked.min() >= 0 and attacked.max() <= 1
-        distance = torch.linalg.vector_norm((attacked - images).flatten(1), dim=1)
+        distance = torch.linalg.vector_norm((attacked.double() - images).flatten(1), dim=1)
         assert distance.max() <= radius
         assert (margins(model(attacked), labels) <= margins(model(images), labels)).all()
 

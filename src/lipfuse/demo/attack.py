@@ -7,6 +7,7 @@ ever cross for a single image, one of them is wrong.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -75,8 +76,9 @@ def l2_pgd(
     """
     if not radius > 0:
         raise ValueError(f"radius must be positive, got {radius!r}")
-    # A hair less, so that rounding cannot leave the ball.
-    reach = radius * (1 - 1e-6)
+    # A hair less, so that rounding, of each pixel and of the norm, cannot leave the ball.
+    rounding = torch.finfo(images.dtype).eps * math.sqrt(images[:1].numel())
+    reach = max(radius * (1 - 1e-6) - rounding, 0.5 * radius)
     best = images.clone()
     best_margin = torch.full((images.shape[0],), float("inf"), dtype=images.dtype)
 

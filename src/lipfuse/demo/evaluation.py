@@ -1,11 +1,13 @@
 """What the network is worth on the held-out digits: certified, attacked, and the two compared.
 
-Everything is judged on the *exported* network in float64: its float32 weights are represented
-exactly there, and the rounding that is left is some ten orders of magnitude below the radii.
+The *exported* network is what is attacked, and it is judged in float64: its float32 weights and the
+images are represented exactly there, and the rounding that is left is ten orders of magnitude below
+the radii.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ __all__ = [
     "bound_layers",
     "certified_radii",
     "check_attack",
+    "in_float64",
     "jacobian_norms",
     "total_bound",
 ]
@@ -74,6 +77,11 @@ class Assessment:
     certified: Tensor
     points: Tensor
     broken_at: Tensor
+
+
+def in_float64(model: nn.Module) -> nn.Module:
+    """The same network in float64, frozen."""
+    return copy.deepcopy(model).double().requires_grad_(False)
 
 
 def bound_layers(model: nn.Sequential, plain: nn.Sequential) -> list[LayerBound]:
@@ -190,8 +198,8 @@ def assess(
     An image broken at one radius counts as broken at every larger one: the same perturbation does.
 
     Args:
-        model: the exported network, in float64.
-        images: clean images, float64, shape (N, ...), pixels in [0, 1].
+        model: the exported network.
+        images: clean images, in its dtype, shape (N, ...), pixels in [0, 1].
         labels: shape (N,).
         radii: the L2 radii.
         lipschitz: an upper bound of the network's Lipschitz constant.
@@ -203,8 +211,9 @@ def assess(
         UnsoundCertificateError: if the attack breaks anything that was certified.
     """
     generator = torch.Generator().manual_seed(seed)
+    exact = in_float64(model)
     with torch.no_grad():
-        certified = certified_radii(model(images), labels, lipschitz)
+        certified = certified_radii(exact(images.double()), labels, lipschitz)
     points = images.clone()
     broken_at = torch.where(certified > 0, float("inf"), 0.0)
     rows = []
@@ -223,10 +232,10 @@ def assess(
                 generator=generator,
                 start=points[chosen],
             )
-            check_attack(model, clean, truth, worst, lipschitz)
+            check_attack(exact, clean.double(), truth, worst.double(), lipschitz)
             points[chosen] = worst
             with torch.no_grad():
-                broken = margins(model(worst), truth) <= 0
+                broken = margins(exact(worst.double()), truth) <= 0
             if bool((broken & (certified[chosen] > radius)).any()):
                 raise UnsoundCertificateError(f"an image certified at radius {radius} was broken")
             broken_at[chosen[broken]] = radius

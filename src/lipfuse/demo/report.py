@@ -34,22 +34,20 @@ class Results:
     largest_jacobian_norm: float
     step_seconds: dict[str, float]
     export: ExportProof
-    threads: int
 
 
-def _environment(results: Results) -> dict[str, object]:
+def _environment() -> dict[str, str]:
     return {
         "lipfuse": lipfuse.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "threads": results.threads,
     }
 
 
 def write_json(results: Results, file: Path) -> None:
     """Write all of it, with the versions it was made by."""
-    content = {**dataclasses.asdict(results), "environment": _environment(results)}
+    content = {**dataclasses.asdict(results), "environment": _environment()}
     file.write_text(json.dumps(content, indent=2, default=str) + "\n")
 
 
@@ -91,7 +89,7 @@ def table(results: Results) -> str:
         f"  at least: largest norm of the dense Jacobian at {settings.jacobian_images} held-out"
         " digits, in float64",
         "",
-        f"Training step, batch of {settings.batch_size}, {_count(results.threads, 'thread')}, "
+        f"Training step, batch of {settings.batch_size}, {_count(settings.threads, 'thread')}, "
         f"median of {settings.timing_steps}",
         *_times(results),
         f"  training took {clock(results.history.seconds)} for {_count(settings.epochs, 'epoch')}",

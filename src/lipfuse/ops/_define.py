@@ -7,6 +7,7 @@ there is no native library, so that everything above the operators is the same i
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Optional
 
@@ -29,9 +30,25 @@ def define(name: str, fake: Callable[..., Any]) -> Any:
     if not _native.loaded:
         schema = torch.library.infer_schema(function, mutates_args=())
         _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(name, function, "CompositeExplicitAutograd")
+    _library.impl(name, _in_full_precision(function), "CompositeExplicitAutograd")
     torch.library.register_fake(f"lipfuse::{name}", fake, lib=_library)
     return getattr(torch.ops.lipfuse, name).default
+
+
+_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
+    torch._C.DispatchKey.AutocastCUDA
+)
+
+
+def _in_full_precision(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keeps autocast off the matrix products of a reference: a backward may run under it."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
+            return function(*arguments)
+
+    return call
 
 
 def transforming() -> bool:

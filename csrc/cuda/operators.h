@@ -1,0 +1,122 @@
+// What the CUDA operators share: tensors to pointers, the current stream, scratch memory.
+#pragma once
+
+#include <memory>
+
+#include "../cpu/operators.h"
+#include "launch.h"
+
+// Only a torch with CUDA has it; elsewhere no CUDA tensor exists and nothing here is ever called.
+extern "C" __attribute__((weak)) AOTITorchError
+aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
+
+namespace lipfuse::cuda {
+
+using cpu::batch_sizes;
+using cpu::by_dtype;
+using cpu::check_numel;
+using cpu::check_same_dtype;
+using cpu::data;
+using cpu::data_or_null;
+using cpu::make;
+using cpu::make_double;
+using cpu::make_int64;
+using cpu::Matrices;
+using cpu::packed;
+using cpu::Sizes;
+using cpu::sizes_of;
+using cpu::Tensor;
+
+inline int32_t device_of(const Tensor& t) {
+    int32_t index;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &index));
+    return index;
+}
+
+// For one operator: makes the tensor's device the current one, and keeps the scratch memory of its
+// launches until they are enqueued. The allocator hands it on only to later work on this stream.
+class Scope {
+public:
+    explicit Scope(const Tensor& like) : like_(like) {
+        STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_create_device_guard(device_of(like), &guard_));
+        stream_.device = device_of(like);
+        STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
+                        "lipfuse: this torch has no CUDA streams");
+        STABLE_TORCH_ERROR_CODE_CHECK(
+            aoti_torch_get_current_cuda_stream(stream_.device, &stream_.stream));
+        stream_.context = this;
+        stream_.allocate = [](void* self, int64_t bytes) {
+            auto* scope = static_cast<Scope*>(self);
+            scope->scratch_.push_back(make(scope->like_, Sizes{bytes}, aoti_torch_dtype_uint8()));
+            return data<char>(scope->scratch_.back());
+        };
+    }
+    Scope(const Scope&) = delete;
+    Scope& operator=(const Scope&) = delete;
+    ~Scope() { aoti_torch_delete_device_guard(guard_); }
+
+    const Stream& stream() const { return stream_; }
+
+private:
+    const Tensor& like_;
+    DeviceGuardHandle guard_ = nullptr;
+    Stream stream_{};
+    std::vector<Tensor> scratch_;
+};
+
+inline void check(Error error, const char* name) {
+    STD_TORCH_CHECK(error == nullptr, "lipfuse: ", name, ": ", error ? error : "");
+}
+
+// A kernel must not be handed a tensor of another device.
+inline void check_device(const Tensor& like, const Tensor& t, const char* name) {
+    STD_TORCH_CHECK(t.is_cuda() && device_of(t) == device_of(like), "lipfuse: ", name,
+                    " must be on the device of the weight");
+}
+
+// Arguments of the kernels that begin with a power iteration, and the tensors they write.
+struct PowerTensors {
+    Tensor weight, u, v, new_u, new_v, sigma;
+    bool given_v;
+
+    // `values`: how many numbers stand for one sigma
+    PowerTensors(const Tensor& w, const Tensor& u_in, const std::optional<Tensor>& v_in,
+                 const Matrices& m, std::initializer_list<int64_t> values)
+        : weight(packed(w)),
+          u(packed(u_in)),
+          v(v_in ? packed(*v_in) : u),
+          new_u(u),
+          new_v(u),
+          sigma(u),
+          given_v(v_in.has_value()) {
+        check_same_dtype(weight, u, "u");
+        check_device(weight, u, "u");
+        check_numel(u, m.batch * m.rows, "u");
+        if (given_v) {
+            check_same_dtype(weight, v, "v");
+            check_device(weight, v, "v");
+            check_numel(v, m.batch * m.cols, "v");
+        }
+        new_u = make(weight, batch_sizes(weight, {m.rows}));
+        new_v = make(weight, batch_sizes(weight, {m.cols}));
+        sigma = make(weight, batch_sizes(weight, values));
+    }
+
+    template <class T>
+    PowerArguments<T> arguments(const Matrices& m, int64_t n_iterations, double eps,
+                                int sigma_step) const {
+        return {data<T>(weight),
+                data<T>(u),
+                given_v ? data<T>(v) : nullptr,
+                data<T>(new_u),
+                data<T>(new_v),
+                data<T>(sigma),
+                m.rows,
+                m.cols,
+                static_cast<int>(n_iterations),
+                eps,
+                sigma_step};
+    }
+};
+
+}  // namespace lipfuse::cuda
