@@ -166,8 +166,11 @@ def test_operators_without_libraries(without_libraries: Path) -> None:
     not comparisons.
     """
     options = ["-q", "-x", "-p", "no:cacheprovider", "-k", "not inductor"]
+    # Activations and pools look at themselves without the library.
+    others = ("test_sort_pairs.py", "test_pooling_operators.py")
+    files = [str(f) for f in sorted((TESTS / "ops").glob("test_*.py")) if f.name not in others]
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, str(TESTS / "ops")],
+        [sys.executable, "-m", "pytest", *options, *files],
         env={
             **os.environ,
             "LIPFUSE_NATIVE": "skip",

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import lipfuse  # noqa: F401  (registers the operators)
 import torch
 from torch import Tensor
+
+import lipfuse  # noqa: F401  (registers the operators)
 
 ops = torch.ops.lipfuse
 

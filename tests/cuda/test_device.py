@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import lipfuse  # noqa: F401  (registers the operators)
 import pytest
 import torch
-from lipfuse import reference
 from torch import Tensor
+
+import lipfuse  # noqa: F401  (registers the operators)
+from lipfuse import reference
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="no CUDA device: torch.cuda.is_available() is False"
