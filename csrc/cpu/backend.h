@@ -40,7 +40,7 @@ public:
     void multiply(View<const T> a, View<const T> b, const Epilogue<T>& e, bool symmetric) {
         const int64_t m = a.rows, n = b.cols, depth = a.cols;
         const double work = double(m) * double(n) * double(depth) * (symmetric ? 0.5 : 1);
-        const int tasks = task_count(work, 4e5);
+        const int tasks = task_count(work, 6e4);
         Product<T> product;
         product.a = a;
         product.b = b;
@@ -76,10 +76,13 @@ public:
         }
         product.tail_a = tail_a;
         product.tail_b = tail_b;
-        if (symmetric || a_panels >= 2 * tasks) {
+        if (symmetric) {
+            over_triangle(m, tasks, [&](int, int64_t begin, int64_t end) {
+                kernels_.product(product, begin, end, 0, n);
+            });
+        } else if (a_panels >= 2 * tasks) {
             parallel_.for_each(tasks, [&](int t) {
-                kernels_.product(product, row_part(m, t, tasks, symmetric),
-                                 row_part(m, t + 1, tasks, symmetric), 0, n);
+                kernels_.product(product, row_part(m, t, tasks), row_part(m, t + 1, tasks), 0, n);
             });
         } else {
             parallel_.for_each(tasks, [&](int t) {
@@ -93,7 +96,7 @@ public:
 
     // y = A x for a symmetric A
     void symmetric_matvec(const T* a, int64_t n, const T* x, T* y) {
-        const int tasks = task_count(double(n) * double(n), 1e5);
+        const int tasks = task_count(double(n) * double(n), 3e4);
         const int64_t blocks = panels(n, 64);
         parallel_.for_each(tasks, [&](int t) {
             kernels_.symmetric_matvec(a, n, x, std::min(n, part(blocks, t, tasks) * 64),
@@ -108,7 +111,7 @@ public:
 
     // t = A v and s = Aᵀ t in one reading of A.
     void sweep(View<const T> a, const T* v, T* t, T* s) {
-        const int tasks = task_count(double(a.rows) * double(a.cols), 1e5);
+        const int tasks = task_count(double(a.rows) * double(a.cols), 2e4);
         const auto mark = arena_.mark();
         T* partial = tasks > 1 ? allocate(tasks * a.cols) : s;
         parallel_.for_each(tasks, [&](int i) {
@@ -158,7 +161,7 @@ public:
     }
 
     void axpby(int64_t n, T a, const T* x, T b, const T* y, T* out) {
-        const int tasks = task_count(double(n), 1e5);
+        const int tasks = task_count(double(n), 1e4);
         parallel_.for_each(tasks, [&](int t) {
             const int64_t begin = part(n, t, tasks), end = part(n, t + 1, tasks);
             kernels_.axpby(end - begin, a, x + begin, b, y ? y + begin : nullptr, out + begin);
@@ -211,7 +214,7 @@ public:
 
     void rank_one_update(const T* a, T alpha, T beta, const T* u, const T* v, int64_t rows,
                          int64_t cols, T* out) {
-        const int tasks = task_count(double(rows) * double(cols), 1e5);
+        const int tasks = task_count(double(rows) * double(cols), 1e4);
         parallel_.for_each(tasks, [&](int t) {
             kernels_.rank_one_update(a, alpha, beta, u, v, cols, part(rows, t, tasks),
                                      part(rows, t + 1, tasks), out);
@@ -220,7 +223,7 @@ public:
 
     // A contiguous copy of a strided matrix.
     void gather(View<const T> a, T* out) {
-        const int tasks = task_count(double(a.rows) * double(a.cols), 1e5);
+        const int tasks = task_count(double(a.rows) * double(a.cols), 2e4);
         parallel_.for_each(tasks, [&](int t) {
             kernels_.gather(a, part(a.rows, t, tasks), part(a.rows, t + 1, tasks), out);
         });
@@ -246,13 +249,28 @@ private:
     }
     static int64_t panels(int64_t n, int64_t width) { return (n + width - 1) / width; }
     static int64_t part(int64_t n, int t, int tasks) { return n * t / tasks; }
-    // Row boundaries of equal area, on whole tiles in both directions and whole vectors: blocks on
-    // the diagonal belong to one task.
-    int64_t row_part(int64_t n, int t, int tasks, bool triangle) const {
-        if (t == tasks) return n;
-        const double share = triangle ? std::sqrt(double(t) / tasks) : double(t) / tasks;
-        const int64_t step = std::lcm(int64_t(kernels_.tile_rows), int64_t(kernels_.tile_cols));
-        return std::min(n, int64_t(share * double(n) / double(step) + 0.5) * step);
+    // Whole tiles in both directions, and whole vectors: blocks on the diagonal belong to one task.
+    int64_t row_step() const {
+        return std::lcm(int64_t(kernels_.tile_rows), int64_t(kernels_.tile_cols));
+    }
+    int64_t row_part(int64_t n, int t, int tasks) const {
+        return t == tasks ? n : std::min(n, part(panels(n, row_step()), t, tasks) * row_step());
+    }
+    // Calls f(task, first row, last row) for the rows of a triangle, whose lengths grow from top to
+    // bottom: more tasks than threads, the longest rows first, so that the short ones fill the gaps.
+    // Returns the number of tasks.
+    template <class F>
+    int over_triangle(int64_t n, int threads, F f) {
+        if (threads <= 1) {
+            f(0, int64_t(0), n);
+            return 1;
+        }
+        const int64_t blocks = panels(n, row_step());
+        const int tasks = int(std::min<int64_t>(blocks, max_tasks));
+        parallel_.for_each(tasks, [&](int t) {
+            f(t, row_part(n, tasks - 1 - t, tasks), row_part(n, tasks - t, tasks));
+        });
+        return tasks;
     }
     View<const T> rows_from(View<const T> a, int64_t panel) const {
         const int64_t i = panel * kernels_.tile_rows;
@@ -270,7 +288,7 @@ private:
     }
     template <class F>
     double reduce(int64_t n, F f) {
-        const int tasks = task_count(double(n), 1e5);
+        const int tasks = task_count(double(n), 1e4);
         double partial[max_tasks];
         parallel_.for_each(
             tasks, [&](int t) { partial[t] = f(part(n, t, tasks), part(n, t + 1, tasks)); });
@@ -278,11 +296,11 @@ private:
     }
     template <class F>
     double over_lower_half(int64_t n, F f) {
-        const int tasks = task_count(double(n) * double(n) * 0.5, 5e4);
         double partial[max_tasks];
-        parallel_.for_each(tasks, [&](int t) {
-            partial[t] = f(row_part(n, t, tasks, true), row_part(n, t + 1, tasks, true));
-        });
+        const int tasks = over_triangle(n, task_count(double(n) * double(n) * 0.5, 4e3),
+                                        [&](int t, int64_t begin, int64_t end) {
+                                            partial[t] = f(begin, end);
+                                        });
         return sum(partial, tasks);
     }
 

@@ -19,7 +19,7 @@ std::tuple<Tensor, Tensor, Tensor> bjorck_op(const Tensor& weight, double beta,
     Tensor steps = make_int64(w, batch_sizes(w, {}));
     by_dtype(w, [&](auto zero) {
         using T = decltype(zero);
-        for_each_matrix<T>(m, [&](Backend<T>& backend, int64_t i) {
+        for_each_matrix<T>(m, m.product_work(), [&](Backend<T>& backend, int64_t i) {
             T* kept = data_or_null<T>(history);
             double shrink;
             data<int64_t>(steps)[i] = bjorck(
@@ -39,7 +39,7 @@ Tensor bjorck_backward_op(const Tensor& grad, const Tensor& history, const Tenso
     Tensor out = make(g, sizes_of(g));
     by_dtype(g, [&](auto zero) {
         using T = decltype(zero);
-        for_each_matrix<T>(m, [&](Backend<T>& backend, int64_t i) {
+        for_each_matrix<T>(m, m.product_work(), [&](Backend<T>& backend, int64_t i) {
             bjorck_backward(backend, data<T>(g) + i * m.area(), data<T>(kept) + i * most * m.area(),
                             m.rows, m.cols, static_cast<int>(data<int64_t>(count)[i]), beta, 1.0,
                             data<T>(out) + i * m.area());
@@ -65,7 +65,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> spectral_bjorck(
     Tensor steps = make_int64(w, batch_sizes(w, {}));
     by_dtype(w, [&](auto zero) {
         using T = decltype(zero);
-        for_each_matrix<T>(m, [&](Backend<T>& backend, int64_t i) {
+        for_each_matrix<T>(m, m.product_work(), [&](Backend<T>& backend, int64_t i) {
             const T* wi = data<T>(w) + i * m.area();
             T* ui = data<T>(new_u) + i * m.rows;
             T* vi = data<T>(new_v) + i * m.cols;
@@ -101,7 +101,7 @@ Tensor spectral_bjorck_backward(const Tensor& grad, const Tensor& sigma, const T
     Tensor out = make(g, sizes_of(g));
     by_dtype(g, [&](auto zero) {
         using T = decltype(zero);
-        for_each_matrix<T>(m, [&](Backend<T>& backend, int64_t i) {
+        for_each_matrix<T>(m, m.product_work(), [&](Backend<T>& backend, int64_t i) {
             T* oi = data<T>(out) + i * m.area();
             const T* w0 = data<T>(kept) + i * most * m.area();
             bjorck_backward(backend, data<T>(g) + i * m.area(), w0, m.rows, m.cols,

@@ -3,6 +3,18 @@
 namespace lipfuse::cpu {
 namespace {
 
+// Calls f(backend, row): a single row has all threads, several share them out.
+template <class T, class F>
+void for_each_row(int64_t rows, int64_t n, F f) {
+    in_team(double(rows) * double(n), [&](Parallel team) {
+        const int tasks = static_cast<int>(std::min<int64_t>(team.threads, rows));
+        team.for_each(tasks, [&](int t) {
+            Backend<T> backend(rows == 1 ? team : Parallel{});
+            for (int64_t r = rows * t / tasks; r < rows * (t + 1) / tasks; ++r) f(backend, r);
+        });
+    });
+}
+
 // Every row of (..., n) is divided by its Euclidean norm; rows below eps by eps, so that a zero row
 // stays zero.
 std::tuple<Tensor, Tensor> frobenius_normalize(const Tensor& weight, double eps, double scale) {
@@ -14,18 +26,12 @@ std::tuple<Tensor, Tensor> frobenius_normalize(const Tensor& weight, double eps,
     if (n == 0) return {out, torch::stable::zero_(norm)};
     by_dtype(w, [&](auto zero) {
         using T = decltype(zero);
-        const Parallel inside = rows == 1 ? torch_threads() : Parallel{};
-        const Parallel across = rows == 1 || rows * n < 100000 ? Parallel{} : torch_threads();
-        const int tasks = static_cast<int>(std::min<int64_t>(across.threads, rows));
-        across.for_each(tasks, [&](int t) {
-            Backend<T> backend(inside);
-            for (int64_t r = rows * t / tasks; r < rows * (t + 1) / tasks; ++r) {
-                const T* in = data<T>(w) + r * n;
-                const double size = std::sqrt(backend.dot(n, in, in));
-                data<T>(norm)[r] = T(size);
-                backend.axpby(n, T(scale / (size < eps ? eps : size)), in, T(0), nullptr,
-                              data<T>(out) + r * n);
-            }
+        for_each_row<T>(rows, n, [&](Backend<T>& backend, int64_t r) {
+            const T* in = data<T>(w) + r * n;
+            const double size = std::sqrt(backend.dot(n, in, in));
+            data<T>(norm)[r] = T(size);
+            backend.axpby(n, T(scale / (size < eps ? eps : size)), in, T(0), nullptr,
+                          data<T>(out) + r * n);
         });
     });
     return {out, norm};
@@ -39,15 +45,14 @@ Tensor frobenius_normalize_backward(const Tensor& grad, const Tensor& normalized
     Tensor out = make(g, sizes_of(g));
     by_dtype(g, [&](auto zero) {
         using T = decltype(zero);
-        Backend<T> backend(rows == 1 ? torch_threads() : Parallel{});
-        for (int64_t r = 0; r < rows; ++r) {
+        for_each_row<T>(rows, n, [&](Backend<T>& backend, int64_t r) {
             const T* gi = data<T>(g) + r * n;
             const T* wi = data<T>(w) + r * n;
             const double s = double(data<T>(size)[r]);
             const double along = s < eps ? 0.0 : -backend.dot(n, gi, wi) / (scale * s);
             backend.axpby(n, T(scale / (s < eps ? eps : s)), gi, T(along), wi,
                           data<T>(out) + r * n);
-        }
+        });
     });
     return out;
 }

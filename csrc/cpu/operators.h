@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "backend.h"
+#include "team.h"
 
 namespace lipfuse::cpu {
 
@@ -19,7 +20,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Sizes = std::vector<int64_t>;
 
-inline void run_on_torch_threads(int tasks, void (*body)(void*, int), void* context) {
+inline void run_on_torch_threads(void*, int tasks, void (*body)(void*, int), void* context) {
     torch::stable::parallel_for(0, tasks, 1, [=](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) body(context, static_cast<int>(i));
     });
@@ -27,7 +28,25 @@ inline void run_on_torch_threads(int tasks, void (*body)(void*, int), void* cont
 
 inline Parallel torch_threads() {
     const int threads = static_cast<int>(torch::stable::get_num_threads());
-    return threads > 1 ? Parallel{threads, run_on_torch_threads} : Parallel{};
+    return threads > 1 ? Parallel{threads, run_on_torch_threads, nullptr} : Parallel{};
+}
+
+// Calls f(parallel) once, with as many of torch's threads at its side as `work`, in multiplications,
+// is worth: starting a team takes a few microseconds.
+template <class F>
+void in_team(double work, F f) {
+    const int threads = static_cast<int>(
+        std::min(double(torch::stable::get_num_threads()), std::max(1.0, work / 1.2e5)));
+    if (threads <= 1) return f(Parallel{});
+    Team team(threads);
+    torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t) {
+        if (begin != 0) return team.help();
+        struct Finish {
+            Team& team;
+            ~Finish() { team.finish(); }
+        } finish{team};
+        f(team.parallel());
+    });
 }
 
 // Sizes of a (..., rows, cols) tensor.
@@ -44,6 +63,7 @@ struct Matrices {
     int64_t area() const { return rows * cols; }
     int64_t small() const { return std::min(rows, cols); }
     int64_t big() const { return std::max(rows, cols); }
+    double product_work() const { return double(area()) * double(small()); }
 };
 
 inline Sizes sizes_of(const Tensor& t) {
@@ -126,23 +146,22 @@ void by_dtype(const Tensor& t, F f) {
 }
 
 // Calls f(backend, index) for every matrix: side by side where there are several and they are
-// small, else one after the other with all threads inside each.
+// small, else one after the other with all threads inside each. `work`: multiplications a matrix.
 template <class T, class F>
-void for_each_matrix(const Matrices& m, F f) {
-    const Parallel threads = torch_threads();
-    const double work = double(m.area()) * double(m.small());
-    if (m.batch > 1 && (m.batch >= threads.threads || work < 1e6)) {
-        const double total = work * double(m.batch);
-        const int tasks = static_cast<int>(std::min<double>(
-            double(std::min<int64_t>(threads.threads, m.batch)), std::max(1.0, total / 2e5)));
-        threads.for_each(tasks, [&](int t) {
-            Backend<T> backend;
-            for (int64_t i = m.batch * t / tasks; i < m.batch * (t + 1) / tasks; ++i) f(backend, i);
-        });
-        return;
-    }
-    Backend<T> backend(threads);
-    for (int64_t i = 0; i < m.batch; ++i) f(backend, i);
+void for_each_matrix(const Matrices& m, double work, F f) {
+    in_team(work * double(m.batch), [&](Parallel team) {
+        if (m.batch > 1 && (m.batch >= team.threads || work < 1e6)) {
+            const int tasks = static_cast<int>(std::min<int64_t>(team.threads, m.batch));
+            team.for_each(tasks, [&](int t) {
+                Backend<T> backend;
+                for (int64_t i = m.batch * t / tasks; i < m.batch * (t + 1) / tasks; ++i)
+                    f(backend, i);
+            });
+            return;
+        }
+        Backend<T> backend(team);
+        for (int64_t i = 0; i < m.batch; ++i) f(backend, i);
+    });
 }
 
 }  // namespace lipfuse::cpu

@@ -35,35 +35,33 @@ struct Job {
 // on sizes and thread count alone, so that results are reproducible.
 template <class T, class F>
 void for_each_job(const std::vector<Job>& jobs, F f) {
-    const Parallel threads = torch_threads();
     double total = 0;
     for (const Job& j : jobs) total += j.work();
-    std::vector<size_t> order(jobs.size());
-    std::iota(order.begin(), order.end(), size_t(0));
-    std::stable_sort(order.begin(), order.end(),
-                     [&](size_t a, size_t b) { return jobs[a].work() > jobs[b].work(); });
-    // Below this much work for everybody, waking threads costs more than they bring.
-    const int bins_wanted =
-        static_cast<int>(std::min<double>(threads.threads, std::max(1.0, total / 2e5)));
-    size_t first = 0;
-    {
-        Backend<T> backend(threads);
-        while (first < order.size() && jobs[order[first]].work() > 1e6 &&
-               jobs[order[first]].work() * bins_wanted > 0.8 * total) {
-            total -= jobs[order[first]].work();
-            f(backend, jobs[order[first++]]);
+    in_team(total, [&](Parallel team) {
+        std::vector<size_t> order(jobs.size());
+        std::iota(order.begin(), order.end(), size_t(0));
+        std::stable_sort(order.begin(), order.end(),
+                         [&](size_t a, size_t b) { return jobs[a].work() > jobs[b].work(); });
+        size_t first = 0;
+        {
+            Backend<T> backend(team);
+            double left = total;
+            while (first < order.size() && jobs[order[first]].work() * team.threads > 0.8 * left) {
+                left -= jobs[order[first]].work();
+                f(backend, jobs[order[first++]]);
+            }
         }
-    }
-    std::vector<std::vector<size_t>> bins(static_cast<size_t>(bins_wanted));
-    std::vector<double> load(bins.size(), 0.0);
-    for (size_t i = first; i < order.size(); ++i) {
-        const size_t b = size_t(std::min_element(load.begin(), load.end()) - load.begin());
-        bins[b].push_back(order[i]);
-        load[b] += jobs[order[i]].work() + 3e4;  // a matrix has a cost of its own
-    }
-    threads.for_each(static_cast<int>(bins.size()), [&](int b) {
-        Backend<T> backend;
-        for (size_t i : bins[size_t(b)]) f(backend, jobs[i]);
+        std::vector<std::vector<size_t>> bins(static_cast<size_t>(team.threads));
+        std::vector<double> load(bins.size(), 0.0);
+        for (size_t i = first; i < order.size(); ++i) {
+            const size_t b = size_t(std::min_element(load.begin(), load.end()) - load.begin());
+            bins[b].push_back(order[i]);
+            load[b] += jobs[order[i]].work() + 3e4;  // a matrix has a cost of its own
+        }
+        team.for_each(static_cast<int>(bins.size()), [&](int b) {
+            Backend<T> backend;
+            for (size_t i : bins[size_t(b)]) f(backend, jobs[i]);
+        });
     });
 }
 

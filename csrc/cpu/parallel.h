@@ -8,7 +8,8 @@ namespace lipfuse::cpu {
 struct Parallel {
     int threads = 1;
     // Runs body(context, i) for every i < tasks, in any order, on any threads; null: one by one.
-    void (*run)(int tasks, void (*body)(void*, int), void* context) = nullptr;
+    void (*run)(void* pool, int tasks, void (*body)(void*, int), void* context) = nullptr;
+    void* pool = nullptr;
 
     template <class F>
     void for_each(int tasks, F&& f) const {
@@ -17,7 +18,7 @@ struct Parallel {
             return;
         }
         run(
-            tasks, [](void* context, int i) { (*static_cast<F*>(context))(i); },
+            pool, tasks, [](void* context, int i) { (*static_cast<F*>(context))(i); },
             const_cast<void*>(static_cast<const void*>(&f)));
     }
 };

@@ -27,7 +27,7 @@ Tensor spectral_bound(const Tensor& weight, int64_t squarings) {
     Tensor out = make(w, batch_sizes(w, {}));
     by_dtype(w, [&](auto zero) {
         using T = decltype(zero);
-        for_each_matrix<T>(m, [&](Backend<T>& backend, int64_t i) {
+        for_each_matrix<T>(m, m.product_work(), [&](Backend<T>& backend, int64_t i) {
             const T* wi = data<T>(w) + i * m.area();
             const auto mark = backend.mark();
             // Powers of two, so that no square leaves the range of T.
