@@ -3,8 +3,9 @@
 //
 // Everything but the first and the last product happens on the smaller side: with S = WᵀW, a
 // polynomial p with sqrt(x) p(x) = 1 on the spectrum of S gives Q = W p(S). One polynomial does
-// where W is nearly orthogonal; wide spectra take several, each followed by a fresh S, which also
-// certifies what was reached: the distance of S = QᵀQ from I is measured, never assumed.
+// where W is nearly orthogonal; wide spectra take several stages, rational ones first where the
+// backend can invert, each followed by a fresh S, which also certifies what was reached: the distance
+// of S = QᵀQ from I is measured, never assumed.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +14,9 @@
 
 #include "device.h"
 #include "cholesky.h"
+#include "halley.h"
 #include "minimax.h"
+#include "mirror.h"
 #include "spectrum.h"
 
 namespace lipfuse {
@@ -145,6 +148,21 @@ struct PolarInfo {
 };
 
 constexpr int polar_most_stages = 18;
+
+// What a stage did to small singular values, to tell theirs from what became of them.
+struct Lift {
+    Halley f;                           // on singular values divided by `size`
+    double l = 0, least = 0, size = 1;  // [l, 1] was led to [least, 1]
+
+    LIPFUSE_DEVICE double undo(double y) const {
+        if (y >= least) return l * size;  // or more
+        return (f.c > 0 ? f.inverse(y, l) : std::fmin(l, y / f.a)) * size;
+    }
+};
+// Ratios of the smallest to the largest singular value between which an inverse pays: above them a
+// polynomial does as well, below them rounding in the inverse would show.
+LIPFUSE_DEVICE constexpr double polar_rational_from = 0.01, polar_rational_below = 0.22;
+LIPFUSE_DEVICE constexpr double polar_backward_rational_from = 5e-5;
 LIPFUSE_DEVICE constexpr double polar_gradient_floor = 1e-4;
 LIPFUSE_DEVICE constexpr double polar_overshoot = 1e-5;
 
@@ -207,26 +225,62 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
     };
     // A singular value this far below the largest is rounding noise; it is not blown up to 1.
     const double most_gain = 1 / (8 * rounding * std::sqrt(double(n)));
-    double gain = 1, covered = 1;
-    double lifted = 1;  // what the stages multiplied small singular values by
-    bool polished = false;
+    double gain = 1, covered = 1, top = 1;  // the last stage led to [covered, top]
+    Lift lifts[polar_most_stages];
+    bool polished = false, doubtful = false;
     while (!reached() && info.stages < polar_most_stages && !polished) {
         Interval range = spectrum(backend, r, n, n < 256 ? 10 : 16);
+        // A start vector in the null space sees nothing; the Frobenius norm bounds what there is.
+        if (!(range.high > 0)) range.high = 1 + info.residual;
         range.low = std::max(range.low, 4 * rounding * range.high);
-        const double smallest = std::sqrt(range.low) / (lifted * unit);
+        double smallest = std::sqrt(range.low);
+        for (int i = info.stages; i-- > 0;) smallest = lifts[i].undo(smallest);
+        smallest /= unit;
         if (info.stages == 0) {
             info.low = smallest;
             info.high = std::sqrt(range.high) / unit;
-        } else if (range.low < 0.5) {
+        } else if (range.low < 0.5 || doubtful) {
             // Earlier stages have set the small singular values apart, so this sees them better.
             info.low = std::min(info.low, smallest);
         }
-        // A smaller l would hardly lift small singular values faster, and spread the others.
-        double l = std::max(0.02, std::sqrt(range.low / range.high));
-        // What cannot be lifted any further stays; the others are brought to 1.
-        if (gain > most_gain) l = covered;
-        const Minimax& poly = choose_polynomial(backend, l, per_direction);
-        evaluate(backend, poly, range.high, r, n, p, scratch);
+        // What this stage does to singular values near zero, and to what ends of [l, 1] it leads.
+        double l = std::sqrt(range.low / range.high), rise = 1, least = l, most = 1;
+        bool finest = false;
+        if (gain > most_gain) {
+            // What cannot be lifted any further stays; the others are brought to 1. They fill
+            // [covered, top], which the estimate is too coarse to tell, unless some escaped.
+            if (range.seen <= top * top) range.high = std::min(range.high, top * top);
+            l = covered / top;
+        }
+        const double accurate = Halley::least(0.6 * tolerance, rounding);
+        const bool rational = Backend::inverts && l > std::max(polar_rational_from, accurate) &&
+                              l < polar_rational_below && gain <= most_gain;
+        if constexpr (Backend::inverts) {
+            if (rational) {
+                // So few steps cannot see how small the smallest singular values are at first.
+                doubtful = info.stages == 0 && l < 0.06;
+                if (doubtful) l = std::max(accurate, 4e-3);
+                const Halley f(l);
+                lifts[info.stages] = {f, l, f(l), std::sqrt(range.high)};
+                const double root = std::sqrt(range.high);
+                backend.combine(T(f.c / range.high), r, n, T(1 + f.c / range.high), p);
+                backend.invert(p, n, n);
+                backend.combine(T(f.lift / root), p, n, T(f.b / f.c / root), p);
+                rise = f.a;
+                least = f(l);
+            }
+        }
+        if (!rational) {
+            // A smaller l would hardly lift small singular values faster, and spread the others.
+            l = std::max(l, 0.02);
+            const Minimax& poly = choose_polynomial(backend, l, per_direction);
+            evaluate(backend, poly, range.high, r, n, p, scratch);
+            rise = poly.at_zero();
+            least = 1 - poly.error;
+            most = 1 + poly.error;
+            finest = poly.error <= per_direction;
+            lifts[info.stages] = {Halley::line(rise), l, least, std::sqrt(range.high)};
+        }
         if (inverse_root) {
             if (info.stages == 0) {
                 backend.axpby(n * n, T(unit), p, T(0), none, inverse_root);
@@ -247,10 +301,10 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
         backend.release(stage);
         source = q;
         ++info.stages;
-        if (gain > most_gain) polished = poly.error <= per_direction;
-        gain *= poly.at_zero();
-        lifted *= poly.at_zero() / std::sqrt(range.high);
-        covered = (1 - poly.error) / (1 + poly.error);
+        if (gain > most_gain) polished = finest;
+        gain *= rise;
+        covered = least;
+        top = most * (1 + 4 * rounding);
         const double before = info.residual;
         if (side.big >= 2 * n && l > 0.3) {
             // p S p costs less than the Gram matrix of a tall result. Only where S is well
@@ -295,15 +349,51 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
     return info;
 }
 
-// One step towards a well-conditioned HK + KH = C, for eigenvalues of H in [l, 1]: f(H) has the same
-// eigenvectors, so for an odd polynomial f the solution K also solves f(H) K + K f(H) = C' with
-//   C'_ij = C_ij (f(h_i) + f(h_j)) / (h_i + h_j).
-// For f(h) = a h - b h³ that is a C - b (H²C - HCH + CH²): three products lift the smallest
-// eigenvalue by up to 2.6. Returns the new l. c and h swap places with the buffers given.
+// Steps towards a well-conditioned HK + KH = C, for a symmetric H with eigenvalues in [l, 1] and a
+// skew-symmetric C. An odd function f of M = [H C; 0 -H] is [f(H) C'; 0 -f(H)], and has the same
+// solution K: it is what makes both blocks of sign(M) = [I 2K; 0 -I]. So whatever lifts the small
+// eigenvalues of H does, carried out on M. Both steps return the new l; c and h swap places with the
+// buffers given.
+
+// Halley's f: with N = (I + c H²)⁻¹, f(H) = (b/c) H + lift H N and C' = (b/c) C + lift N (C + c HCH) N.
 template <class Backend, class T>
-LIPFUSE_DEVICE double precondition(Backend& backend, double l, int64_t n, T** c, T** h, T* k, T* d,
-                                   T* product) {
-    const T* none = nullptr;
+double rational_step(Backend& backend, double l, double accuracy, int64_t n, T** c, T** h,
+                     T** spare) {
+    constexpr double rounding = std::numeric_limits<T>::epsilon();
+    const Halley f(std::max(l, Halley::least(accuracy, rounding)));
+    auto view = [&](const T* x) { return backend.view(x, n, n); };
+    auto product = [&](const T* x, const T* y, T* out, double factor, const T* z, double keep,
+                       Mirror mirror) {
+        auto e = backend.epilogue(out);
+        e.acc[0] = T(factor);
+        e.x[0] = z;
+        e.x0[0] = T(keep);
+        backend.multiply(view(x), view(y), e, mirror);
+    };
+    auto mark = backend.mark();
+    T* inverse = backend.allocate(n * n);
+    T* y = backend.allocate(n * n);
+    auto e = backend.epilogue(inverse);
+    e.acc[0] = T(f.c);
+    e.diagonal[0] = T(1);
+    backend.multiply(view(*h), view(*h), e, true);
+    backend.invert(inverse, n, n);
+    product(*h, *c, y, 1, nullptr, 0, Mirror::none);
+    product(y, *h, *spare, f.c, *c, 1, Mirror::skew);
+    product(inverse, *spare, y, 1, nullptr, 0, Mirror::none);
+    product(y, inverse, *spare, f.lift, *c, f.b / f.c, Mirror::skew);
+    std::swap(*c, *spare);
+    product(*h, inverse, *spare, f.lift, *h, f.b / f.c, Mirror::symmetric);
+    std::swap(*h, *spare);
+    backend.release(mark);
+    return f(l);
+}
+
+// A cubic, which rounding hardly notices: f(H) = a H - b H³ and C' = a C - b (H²C - HCH + CH²). Three
+// products lift the smallest eigenvalue by up to 2.6.
+template <class Backend, class T>
+LIPFUSE_DEVICE double cubic_step(Backend& backend, double l, int64_t n, T** c, T** h, T** spare,
+                                 T* product) {
     const Minimax& p = choose_cubic(backend, std::max(l, 0.1));
     const double low = p.l * p.l, top = 1 + p.error;
     const double a = (p.c[0] - p.c[1] * (1 + low) / (1 - low)) / top;
@@ -318,33 +408,35 @@ LIPFUSE_DEVICE double precondition(Backend& backend, double l, int64_t n, T** c,
     e.x[0] = product;
     e.x0[0] = T(1);
     backend.multiply(view(y), view(*h), e, false);
-    backend.axpby(n * n, T(a / b), *c, T(0), none, *c);
-    backend.fill(k, n * n, T(0));
-    backend.fill(d, n * n, T(0));  // 0 times what scratch memory holds may be NaN
-    backend.skew_step(product, *c, T(0), T(b), d, k, n);
-    backend.axpby(n * n, T(1), k, T(0), none, *c);
+    backend.skew(product, n, y);
+    backend.axpby(n * n, T(a), *c, T(-b), y, *c);
     backend.multiply(view(*h), view(*h), y, true);
-    e = backend.epilogue(d);
+    e = backend.epilogue(*spare);
     e.acc[0] = T(-b);
     e.x[0] = *h;
     e.x0[0] = T(a);
     backend.multiply(view(*h), view(y), e, true);
-    backend.axpby(n * n, T(1), d, T(0), none, *h);
+    std::swap(*h, *spare);
     backend.release(mark);
     const double least = (1 - p.error) / top;
     return l < p.l ? std::min(least, l * (a - b * l * l)) : least;
 }
 
-// (H + l I)^(-1) for a symmetric H with eigenvalues in [0, 1], by Newton's iteration
-// X <- X (2 I - (H + l I) X), until rounding lets it get no better. h is overwritten.
+// (H + l I)^(-1) for a symmetric H with eigenvalues in [0, 1]: by the backend's inverse, or by Newton's
+// iteration X <- X (2 I - (H + l I) X), until rounding lets it get no better. h is overwritten.
 template <class Backend, class T>
 LIPFUSE_DEVICE void damped_inverse(Backend& backend, T* h, double l, int64_t n, T* x) {
     const T* none = nullptr;
+    backend.add_diagonal(h, n, T(l));
+    if constexpr (Backend::inverts) {
+        backend.axpby(n * n, T(1), h, T(0), none, x);
+        backend.invert(x, n, n);
+        return;
+    }
     auto mark = backend.mark();
     T* y = backend.allocate(n * n);
     T* current = backend.allocate(n * n);
     T* next = backend.allocate(n * n);
-    backend.add_diagonal(h, n, T(l));
     backend.fill(current, n * n, T(0));
     backend.add_diagonal(current, n, T(0.9));  // short of 1 / largest, which is only estimated
     double least = std::numeric_limits<double>::infinity();
@@ -407,23 +499,28 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
     // In units of the largest singular value: l is the smallest, or where the gradient is cut off.
     double l = std::max(low, polar_gradient_floor * high) / high;
     T* product = backend.allocate(n * n);
-    T* d = backend.allocate(n * n);
+    T* previous = backend.allocate(n * n);
     if (norm > 0 && (1 - l) / (1 + l) > tolerance) {
         T* h = backend.allocate(n * n);
         auto e = backend.epilogue(h);
         e.acc[0] = T(1 / (scale * high));
         side.cross(q, w, e, true);  // H / high
-        while (l < 0.3) l = precondition(backend, l, n, &c, &h, k, d, product);
+        if constexpr (Backend::inverts) {
+            if (low > polar_backward_rational_from * high)
+                while (l < polar_rational_below)
+                    l = rational_step(backend, l, 0.1 * tolerance, n, &c, &h, &k);
+        }
+        while (l < polar_rational_below) l = cubic_step(backend, l, n, &c, &h, &k, product);
         const double theta = 1 + l, delta = 1 - l;  // h_i + h_j lies in [2l, 2]
         backend.axpby(n * n, T(1 / theta), c, T(0), none, k);
-        backend.axpby(n * n, T(1), k, T(0), none, d);
+        backend.fill(previous, n * n, T(0));
         // Chebyshev's iteration: the error falls to 1 / T_j(sigma) after j - 1 products.
         const double sigma = theta / delta;
         double rho = 1 / sigma, reduction = 1 / sigma;
         while (reduction > tolerance) {
-            backend.multiply(backend.view(h, n, n), backend.view(k, n, n), product, false);
             const double next = 1 / (2 * sigma - rho);
-            backend.skew_step(product, c, T(next * rho), T(2 * next / delta), d, k, n);
+            backend.sylvester_step(h, k, c, T(next * rho), T(2 * next / delta), previous, n);
+            std::swap(k, previous);
             reduction *= next;
             rho = next;
         }
@@ -437,10 +534,10 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
     } else {
         if (low < polar_gradient_floor * high) {  // the forward's H^(-1) has no such bound
             T* damped = backend.allocate(n * n);
-            auto e = backend.epilogue(d);
+            auto e = backend.epilogue(previous);
             e.acc[0] = T(1 / (scale * high));
             side.cross(q, w, e, true);
-            damped_inverse(backend, d, polar_gradient_floor, n, damped);
+            damped_inverse(backend, previous, polar_gradient_floor, n, damped);
             backend.axpby(n * n, T(1 / high), damped, T(0), none, damped);
             inverse_root = damped;
         }

@@ -12,6 +12,7 @@ namespace lipfuse {
 
 struct Interval {
     double low, high;
+    double seen = high;  // the largest value that was really met with
 };
 
 namespace spectrum_detail {
@@ -52,6 +53,14 @@ struct Tridiagonal {
         return (low + high) / 2;
     }
 };
+
+// Element i of the fixed start vector, of unit length: signs of a pseudo-random sequence, whose next
+// state this is, times magnitudes that are all different. No matrix that somebody writes down (equal
+// columns, small integers) has it in its null space.
+LIPFUSE_DEVICE inline double start_element(uint32_t state, int64_t i, int64_t n) {
+    const double size = std::sqrt(2.0 * double(i + 1) / (double(n) * double(n + 1)));
+    return (state >> 31) ? size : -size;
+}
 
 // Lanczos's process from a fixed start vector: deterministic.
 template <class Backend>
@@ -98,11 +107,11 @@ LIPFUSE_DEVICE Interval spectrum(Backend& backend, const typename Backend::Scala
     const double accuracy = complete ? 1e-7 : 1e-3;
     const double first = 1 + t.eigenvalue(0, accuracy),
                  last = 1 + t.eigenvalue(t.size - 1, accuracy);
-    if (complete) return {first, last};
+    if (complete) return {first, last, last};
     // What remains outside shrinks with the number of steps. At a lower end near zero the margin
     // says nothing; a fraction of the estimate does.
     const double margin = 0.35 / t.size * (last - first);
-    return {std::fmax(first - margin, 0.3 * first), last + margin};
+    return {std::fmax(first - margin, 0.3 * first), last + margin, last};
 }
 
 }  // namespace lipfuse

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "../algorithms/spectrum.h"
 #include "arena.h"
 #include "kernels.h"
 #include "parallel.h"
@@ -15,6 +16,7 @@ template <class T>
 class Backend {
 public:
     using Scalar = T;
+    static constexpr bool inverts = true;
 
     explicit Backend(Parallel parallel = {})
         : kernels_(kernels<T>()), parallel_(parallel), arena_(Arena::of_this_thread()) {}
@@ -36,61 +38,69 @@ public:
     void multiply(View<const T> a, View<const T> b, T* out, bool symmetric) {
         multiply(a, b, epilogue(out), symmetric);
     }
-
     void multiply(View<const T> a, View<const T> b, const Epilogue<T>& e, bool symmetric) {
-        const int64_t m = a.rows, n = b.cols, depth = a.cols;
-        const double work = double(m) * double(n) * double(depth) * (symmetric ? 0.5 : 1);
-        const int tasks = task_count(work, 6e4);
+        multiply(a, b, e, symmetric ? Mirror::symmetric : Mirror::none);
+    }
+    void multiply(View<const T> a, View<const T> b, const Epilogue<T>& e, Mirror mirror) {
         Product<T> product;
-        product.a = a;
-        product.b = b;
-        product.symmetric = symmetric;
+        product.terms[0] = {a, b};
+        product.mirror = mirror;
         product.epilogue = e;
+        compute(product);
+    }
+    // previous <- k + fd (k - previous) + fr (c - (H K + K H)) for a symmetric h and skew-symmetric
+    // k, previous and c, of whose upper halves those of the last two are not read: one step of a
+    // three-term iteration.
+    void sylvester_step(const T* h, const T* k, const T* c, T fd, T fr, T* previous, int64_t n) {
+        Product<T> product;
+        product.count = 2;
+        product.terms[0] = {view(h, n, n), view(k, n, n)};
+        product.terms[1] = {view(k, n, n), view(h, n, n)};
+        product.mirror = Mirror::skew;
+        auto e = epilogue(previous);
+        e.acc[0] = -fr;
+        e.x[0] = k;
+        e.x0[0] = 1 + fd;
+        e.x[1] = previous;
+        e.x1[0] = -fd;
+        e.x[2] = c;
+        e.x2[0] = fr;
+        product.epilogue = e;
+        compute(product);
+    }
+
+    // a <- its inverse, for a symmetric positive definite n x n matrix whose rows are `stride` apart.
+    // By halves, so that nearly all of the work is products.
+    void invert(T* a, int64_t n, int64_t stride) {
+        if (n <= invert_most) return kernels_.invert(a, n, stride);
+        const int64_t step = std::min(row_step(), invert_most);
+        const int64_t top = std::max(step, n / 2 / step * step), rest = n - top;
+        T* upper = a + top;
+        T* lower = a + top * stride;
+        T* corner = lower + top;
+        auto at = [&](const T* x, int64_t rows, int64_t cols) {
+            return View<const T>{x, rows, cols, stride, 1};
+        };
+        auto onto = [&](T* out, T factor, T keep) {
+            auto e = epilogue(out);
+            e.stride = stride;
+            e.acc[0] = factor;
+            e.x[0] = out;
+            e.x0[0] = keep;
+            return e;
+        };
         const auto mark = arena_.mark();
-        // Operands are copied into panels only where reading them in place would be slow: columns
-        // that are not contiguous, or strides that exhaust the cache's associativity.
-        const bool pack_b = b.col_stride != 1 || n * depth > 160 * 160;
-        const bool pack_a = a.col_stride != 1 && (a.row_stride != 1 || m * depth > 96 * 96);
-        const int64_t a_panels = panels(m, kernels_.tile_rows),
-                      b_panels = panels(n, kernels_.tile_cols);
-        T* packed_a = pack_a ? allocate(a_panels * kernels_.tile_rows * depth) : nullptr;
-        T* packed_b = pack_b ? allocate(b_panels * kernels_.tile_cols * depth) : nullptr;
-        // Reading whole register tiles past the last row or column must stay inside the matrix.
-        const bool ragged_b = !pack_b && n % kernels_.tile_cols != 0;
-        const bool ragged_a = !pack_a && m % kernels_.tile_rows != 0;
-        T* tail_a = ragged_a ? allocate(kernels_.tile_rows * depth) : nullptr;
-        T* tail_b = ragged_b ? allocate(kernels_.tile_cols * depth) : nullptr;
-        if (ragged_a) kernels_.pack_a(rows_from(a, a_panels - 1), 0, 1, tail_a);
-        if (ragged_b) kernels_.pack_b(cols_from(b, b_panels - 1), 0, 1, tail_b);
-        if (pack_a || pack_b) {
-            parallel_.for_each(tasks, [&](int t) {
-                if (pack_b)
-                    kernels_.pack_b(b, part(b_panels, t, tasks), part(b_panels, t + 1, tasks),
-                                    packed_b);
-                if (pack_a)
-                    kernels_.pack_a(a, part(a_panels, t, tasks), part(a_panels, t + 1, tasks),
-                                    packed_a);
-            });
-            product.packed_a = packed_a;
-            product.packed_b = packed_b;
-        }
-        product.tail_a = tail_a;
-        product.tail_b = tail_b;
-        if (symmetric) {
-            over_triangle(m, tasks, [&](int, int64_t begin, int64_t end) {
-                kernels_.product(product, begin, end, 0, n);
-            });
-        } else if (a_panels >= 2 * tasks) {
-            parallel_.for_each(tasks, [&](int t) {
-                kernels_.product(product, row_part(m, t, tasks), row_part(m, t + 1, tasks), 0, n);
-            });
-        } else {
-            parallel_.for_each(tasks, [&](int t) {
-                const int64_t w = kernels_.tile_cols;
-                kernels_.product(product, 0, m, std::min(n, part(b_panels, t, tasks) * w),
-                                 std::min(n, part(b_panels, t + 1, tasks) * w));
-            });
-        }
+        T* t = allocate(rest * top);
+        // [A Bᵀ; B D]: T = B A⁻¹, S = D - T Bᵀ; the inverse is [A⁻¹ + Tᵀ S⁻¹ T, .; -S⁻¹ T, S⁻¹].
+        invert(a, top, stride);
+        multiply(at(lower, rest, top), at(a, top, top), t, false);
+        multiply(view(t, rest, top), at(lower, rest, top).transposed(), onto(corner, -1, 1), true);
+        invert(corner, rest, stride);
+        auto e = onto(lower, -1, 0);
+        e.x[0] = nullptr;
+        multiply(at(corner, rest, rest), view(t, rest, top), e, false);
+        multiply(view(t, rest, top).transposed(), at(lower, rest, top), onto(a, -1, 1), true);
+        kernels_.transpose(lower, stride, upper, stride, rest, top);
         arena_.release(mark);
     }
 
@@ -199,12 +209,6 @@ public:
             n, [&](int64_t begin, int64_t end) { return kernels_.skew(a, n, begin, end, out); });
     }
 
-    double skew_step(const T* p, const T* c, T fd, T fr, T* d, T* k, int64_t n) {
-        return over_lower_half(n, [&](int64_t begin, int64_t end) {
-            return kernels_.skew_step(p, c, fd, fr, d, k, n, begin, end);
-        });
-    }
-
     void symmetrize(const T* a, T alpha, int64_t n, T* out) {
         over_lower_half(n, [&](int64_t begin, int64_t end) {
             kernels_.symmetrize(a, alpha, n, begin, end, out);
@@ -229,18 +233,82 @@ public:
         });
     }
 
-    // Signs of a fixed pseudo-random sequence: no structured matrix is orthogonal to it.
     void fill_start_vector(T* v, int64_t n) {
         uint32_t state = 0x9e3779b9u;
-        const T scale = T(1 / std::sqrt(double(n)));
         for (int64_t i = 0; i < n; ++i) {
             state = state * 1664525u + 1013904223u;
-            v[i] = (state >> 31) ? scale : -scale;
+            v[i] = T(start_element(state, i, n));
         }
     }
 
 private:
     static constexpr int max_tasks = 64;
+
+    // Packs the operands where that pays, then shares the result out.
+    void compute(Product<T>& p) {
+        const int64_t m = p.terms[0].a.rows, n = p.terms[0].b.cols, depth = p.terms[0].a.cols;
+        const bool half = p.mirror != Mirror::none;
+        const double work = double(m) * double(n) * double(depth) * p.count * (half ? 0.5 : 1);
+        const int tasks = task_count(work, 6e4);
+        const int64_t a_panels = panels(m, kernels_.tile_rows),
+                      b_panels = panels(n, kernels_.tile_cols);
+        if (p.epilogue.stride == 0) p.epilogue.stride = n;
+        const auto mark = arena_.mark();
+        bool packed = false;
+        for (int i = 0; i < p.count; ++i) {
+            auto& term = p.terms[i];
+            // Operands are copied into panels only where reading them in place would be slow:
+            // columns that are not contiguous, or strides that exhaust the cache's associativity.
+            const bool pack_b = term.b.col_stride != 1 || term.b.row_stride * depth > 160 * 160;
+            const bool pack_a =
+                term.a.col_stride != 1 && (term.a.row_stride != 1 || m * depth > 96 * 96);
+            if (pack_a) term.packed_a = allocate(a_panels * kernels_.tile_rows * depth);
+            if (pack_b) term.packed_b = allocate(b_panels * kernels_.tile_cols * depth);
+            packed = packed || pack_a || pack_b;
+            // Reading whole register tiles past the last row or column must stay inside the matrix.
+            if (!pack_a && m % kernels_.tile_rows != 0) {
+                T* tail = allocate(kernels_.tile_rows * depth);
+                kernels_.pack_a(rows_from(term.a, a_panels - 1), 0, 1, tail);
+                term.tail_a = tail;
+            }
+            if (!pack_b && n % kernels_.tile_cols != 0) {
+                T* tail = allocate(kernels_.tile_cols * depth);
+                kernels_.pack_b(cols_from(term.b, b_panels - 1), 0, 1, tail);
+                term.tail_b = tail;
+            }
+        }
+        if (packed) {
+            parallel_.for_each(tasks, [&](int t) {
+                for (int i = 0; i < p.count; ++i) {
+                    const auto& term = p.terms[i];
+                    if (term.packed_b)
+                        kernels_.pack_b(term.b, part(b_panels, t, tasks),
+                                        part(b_panels, t + 1, tasks),
+                                        const_cast<T*>(term.packed_b));
+                    if (term.packed_a)
+                        kernels_.pack_a(term.a, part(a_panels, t, tasks),
+                                        part(a_panels, t + 1, tasks),
+                                        const_cast<T*>(term.packed_a));
+                }
+            });
+        }
+        if (half) {
+            over_triangle(m, tasks, [&](int, int64_t begin, int64_t end) {
+                kernels_.product(p, begin, end, 0, n);
+            });
+        } else if (a_panels >= 2 * tasks) {
+            parallel_.for_each(tasks, [&](int t) {
+                kernels_.product(p, row_part(m, t, tasks), row_part(m, t + 1, tasks), 0, n);
+            });
+        } else {
+            parallel_.for_each(tasks, [&](int t) {
+                const int64_t w = kernels_.tile_cols;
+                kernels_.product(p, 0, m, std::min(n, part(b_panels, t, tasks) * w),
+                                 std::min(n, part(b_panels, t + 1, tasks) * w));
+            });
+        }
+        arena_.release(mark);
+    }
 
     int task_count(double work, double work_a_task) const {
         if (parallel_.threads <= 1) return 1;
@@ -297,10 +365,9 @@ private:
     template <class F>
     double over_lower_half(int64_t n, F f) {
         double partial[max_tasks];
-        const int tasks = over_triangle(n, task_count(double(n) * double(n) * 0.5, 4e3),
-                                        [&](int t, int64_t begin, int64_t end) {
-                                            partial[t] = f(begin, end);
-                                        });
+        const int tasks =
+            over_triangle(n, task_count(double(n) * double(n) * 0.5, 4e3),
+                          [&](int t, int64_t begin, int64_t end) { partial[t] = f(begin, end); });
         return sum(partial, tasks);
     }
 

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "../algorithms/mirror.h"
+
 #define LIPFUSE_EXPORT __attribute__((visibility("default")))
 
 namespace lipfuse::cpu {
@@ -19,30 +21,38 @@ struct View {
 };
 
 // What happens to a product's accumulator on its way to memory, while it is still in registers:
-//   out[r] = acc[r] * (A B) + x0[r] * X0 + x1[r] * X1 + diagonal[r] * I,   r < outputs.
-// Outputs and X are row-major and contiguous (leading dimension = number of columns).
-// out[0] may be X0 or X1 itself: every element is read before it is written.
+//   out[r] = acc[r] * (A B) + sum over t of factor[t][r] * X[t] + diagonal[r] * I,   r < outputs.
+// Outputs and X are row-major with the same leading dimension. out[0] may be an X itself: every
+// element is read before it is written.
 template <class T>
 struct Epilogue {
     int outputs = 1;
+    int64_t stride = 0;  // the leading dimension; 0: the number of columns
     T* out[2] = {nullptr, nullptr};
-    const T* x[2] = {nullptr, nullptr};
+    const T* x[3] = {nullptr, nullptr, nullptr};
     T acc[2] = {1, 1};
     T x0[2] = {0, 0};
     T x1[2] = {0, 0};
+    T x2[2] = {0, 0};
     T diagonal[2] = {0, 0};
 };
 
 template <class T>
 struct Product {
-    View<const T> a, b;
-    bool symmetric;  // the result is known to be symmetric: compute the lower half, mirror it
-    const T* packed_a = nullptr;
-    const T* packed_b = nullptr;
-    const T* tail_a = nullptr;  // the last panel, packed, where it is not a whole one and the
-    const T* tail_b = nullptr;  // operand is read in place
+    struct Term {
+        View<const T> a, b;
+        const T* packed_a = nullptr;
+        const T* packed_b = nullptr;
+        const T* tail_a = nullptr;  // the last panel, packed, where it is not a whole one and the
+        const T* tail_b = nullptr;  // operand is read in place
+    };
+    Term terms[2];  // A B of the first, plus that of the second where there are two
+    int count = 1;
+    Mirror mirror = Mirror::none;
     Epilogue<T> epilogue;
 };
+
+constexpr int64_t invert_most = 32;
 
 template <class T>
 struct Kernels {
@@ -52,7 +62,7 @@ struct Kernels {
     void (*pack_a)(const View<const T>& a, int64_t panel_begin, int64_t panel_end, T* packed);
     void (*pack_b)(const View<const T>& b, int64_t panel_begin, int64_t panel_end, T* packed);
     // Rows [row_begin, row_end) and columns [col_begin, col_end) of a product; tile-aligned begins.
-    // A symmetric product takes whole rows: columns up to the diagonal, then the mirror image.
+    // A mirrored product takes whole rows: columns up to the diagonal, then the mirror image.
     void (*product)(const Product<T>& product, int64_t row_begin, int64_t row_end,
                     int64_t col_begin, int64_t col_end);
 
@@ -73,11 +83,12 @@ struct Kernels {
     // Rows of out = alpha * a + beta * u vᵀ; a null means zero.
     void (*rank_one_update)(const T* a, T alpha, T beta, const T* u, const T* v, int64_t cols,
                             int64_t row_begin, int64_t row_end, T* out);
-    // One step of a three-term recurrence on a skew-symmetric matrix, in place, for the rows
-    // [row_begin, row_end) of the lower half and their mirror image:
-    //   r = c - (p - pᵀ);  d = fd * d + fr * r;  k += d;  returns the sum of r² over the whole.
-    double (*skew_step)(const T* p, const T* c, T fd, T fr, T* d, T* k, int64_t n,
-                        int64_t row_begin, int64_t row_end);
+    // In place: a symmetric positive definite matrix of at most `invert_most` rows, `stride` apart,
+    // becomes its inverse.
+    void (*invert)(T* a, int64_t n, int64_t stride);
+    // out(j, i) = in(i, j) for rows x cols elements of in
+    void (*transpose)(const T* in, int64_t in_stride, T* out, int64_t out_stride, int64_t rows,
+                      int64_t cols);
     // Rows of the lower half: a <- a - aᵀ and its mirror image; returns the sum of squares.
     double (*skew)(const T* a, int64_t n, int64_t row_begin, int64_t row_end, T* out);
     // Rows of the lower half: out <- alpha (a + aᵀ) and its mirror image.

@@ -13,6 +13,7 @@ namespace lipfuse::cpu::LIPFUSE_ISA {
 
 #include "product.inl"
 #include "vector.inl"
+#include "invert.inl"
 #include "element.inl"
 #include "activation.inl"
 #include "pooling.inl"
@@ -32,7 +33,8 @@ static constexpr Kernels<T> table() {
     t.lanczos_step = lanczos_step<T>;
     t.sweep = sweep<T>;
     t.rank_one_update = rank_one_update<T>;
-    t.skew_step = skew_step<T>;
+    t.invert = invert<T>;
+    t.transpose = transpose_block<T>;
     t.skew = skew<T>;
     t.symmetrize = symmetrize<T>;
     t.gather = gather<T>;

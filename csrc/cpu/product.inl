@@ -81,17 +81,13 @@ static void pack_a(const View<const T>& a, int64_t panel_begin, int64_t panel_en
     }
 }
 
-// acc(i, :) = sum over k of a(i, k) b(k, :). Packed: strides known to the compiler.
+// acc(i, :) += sum over k of a(i, k) b(k, :). Packed: strides known to the compiler.
 template <class T, int V, bool PackedA>
 static inline __attribute__((always_inline)) void tile_product(int64_t depth, const T* a,
                                                                int64_t row_stride, int64_t k_stride,
                                                                const T* b, int64_t b_stride,
                                                                Vec<T> (&acc)[Tile<T>::rows][V]) {
     constexpr int R = Tile<T>::rows, w = Simd<T>::width;
-#pragma GCC unroll 16
-    for (int i = 0; i < R; ++i)
-#pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) acc[i][v] = Vec<T>{};
     for (int64_t k = 0; k < depth; ++k) {
         Vec<T> bv[V];
 #pragma GCC unroll 4
@@ -107,37 +103,47 @@ static inline __attribute__((always_inline)) void tile_product(int64_t depth, co
     }
 }
 
-// Where a tile stands and where its operands are.
-template <class T>
+// Where a tile stands: its first row and column, and how much of it lies inside the result.
 struct Place {
-    int64_t i, j;        // its first row and column
-    int64_t rows, cols;  // how much of it lies inside the result
-    const T* a;
-    int64_t a_row_stride, a_k_stride;
-    bool packed_a;
-    const T* b;
-    int64_t b_stride;
+    int64_t i, j, rows, cols;
 };
 
 // One register tile of V vectors' width, from product to memory.
 template <class T, int V>
-static inline void tile(const Product<T>& p, const Place<T>& at) {
-    constexpr int R = Tile<T>::rows, w = Simd<T>::width;
+static inline void tile(const Product<T>& p, const Place& at) {
+    constexpr int R = Tile<T>::rows, C = Tile<T>::cols, w = Simd<T>::width;
     const Epilogue<T>& e = p.epilogue;
-    const int64_t n = p.b.cols, depth = p.a.cols;
+    const int64_t n = e.stride;
     Vec<T> acc[R][V];
-    if (at.packed_a)
-        tile_product<T, V, true>(depth, at.a, 1, R, at.b, at.b_stride, acc);
-    else
-        tile_product<T, V, false>(depth, at.a, at.a_row_stride, at.a_k_stride, at.b, at.b_stride,
-                                  acc);
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) acc[i][v] = Vec<T>{};
+    for (int t = 0; t < p.count; ++t) {
+        const auto& term = p.terms[t];
+        const int64_t depth = term.a.cols;
+        const bool tail_b = term.tail_b && at.j + C > term.b.cols;
+        const T* b = tail_b          ? term.tail_b
+                     : term.packed_b ? term.packed_b + at.j * depth
+                                     : term.b.data + at.j;
+        const int64_t b_stride = tail_b || term.packed_b ? C : term.b.row_stride;
+        const bool tail_a = term.tail_a && at.i + R > term.a.rows;
+        if (tail_a || term.packed_a) {
+            const T* a = tail_a ? term.tail_a : term.packed_a + at.i * depth;
+            tile_product<T, V, true>(depth, a, 1, R, b, b_stride, acc);
+        } else {
+            tile_product<T, V, false>(depth, term.a.data + at.i * term.a.row_stride,
+                                      term.a.row_stride, term.a.col_stride, b, b_stride, acc);
+        }
+    }
     const int64_t corner = at.i * n + at.j;
     if (at.rows == R && at.cols >= V * w) {
         const T* x0 = e.x[0];
         const T* x1 = e.x[1];
+        const T* x2 = e.x[2];
         for (int o = e.outputs - 1; o >= 0; --o) {  // out[0] may be an X: it comes last
             T* out = e.out[o] + corner;
-            const T f = e.acc[o], f0 = e.x0[o], f1 = e.x1[o];
+            const T f = e.acc[o], f0 = e.x0[o], f1 = e.x1[o], f2 = e.x2[o];
 #pragma GCC unroll 16
             for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -146,6 +152,7 @@ static inline void tile(const Product<T>& p, const Place<T>& at) {
                     Vec<T> y = f * acc[r][v];
                     if (x0) y += f0 * load(x0 + corner + k);
                     if (x1) y += f1 * load(x1 + corner + k);
+                    if (x2) y += f2 * load(x2 + corner + k);
                     store(out + k, y);
                 }
         }
@@ -157,10 +164,35 @@ static inline void tile(const Product<T>& p, const Place<T>& at) {
     for (int64_t r = 0; r < at.rows; ++r)
         for (int64_t c = 0; c < least(at.cols, V * w); ++c) {
             const int64_t k = corner + r * n + c;
-            const T x0 = e.x[0] ? e.x[0][k] : T(0), x1 = e.x[1] ? e.x[1][k] : T(0);
+            const T x0 = e.x[0] ? e.x[0][k] : T(0), x1 = e.x[1] ? e.x[1][k] : T(0),
+                    x2 = e.x[2] ? e.x[2][k] : T(0);
             for (int o = 0; o < e.outputs; ++o)
-                e.out[o][k] = e.acc[o] * sums[r * V * w + c] + e.x0[o] * x0 + e.x1[o] * x1;
+                e.out[o][k] =
+                    e.acc[o] * sums[r * V * w + c] + e.x0[o] * x0 + e.x1[o] * x1 + e.x2[o] * x2;
         }
+}
+
+// The upper half of the rows [row_begin, row_end) of the lower one. No two callers write the same
+// element: theirs are whole blocks of the diagonal.
+template <class T, bool Skew>
+static void mirror(T* out, int64_t size, int64_t stride, int64_t row_begin, int64_t row_end) {
+    constexpr int w = Simd<T>::width;
+    for (int64_t i = row_begin; i < row_end; i += w) {
+        const int64_t rows = least(w, row_end - i);
+        transpose_block<T, Skew>(out + i * stride, stride, out + i, stride, rows, i);
+        T* block = out + i * stride + i;
+        if (rows == w && i + w <= size) {
+            mirror_diagonal_block<T, Skew>(block, stride);
+            continue;
+        }
+        for (int64_t r = 0; r < rows; ++r) {
+            for (int64_t c = 0; c < r; ++c) {
+                const T x = block[r * stride + c];
+                block[c * stride + r] = Skew ? -x : x;
+            }
+            if (Skew) block[r * stride + r] = 0;
+        }
+    }
 }
 
 template <class T>
@@ -168,29 +200,15 @@ static void product(const Product<T>& p, int64_t row_begin, int64_t row_end, int
                     int64_t col_end) {
     constexpr int R = Tile<T>::rows, V = Tile<T>::vectors, C = Tile<T>::cols, w = Simd<T>::width;
     const Epilogue<T>& e = p.epilogue;
-    const int64_t depth = p.a.cols, n = p.b.cols;
-    if (p.symmetric) col_end = row_end;
+    const int64_t n = p.terms[0].b.cols;
+    const bool half = p.mirror != Mirror::none;
+    if (half) col_end = row_end;
     for (int64_t j = col_begin; j < col_end; j += C) {
-        Place<T> at;
-        at.j = j;
-        at.cols = least(C, n - j);
-        const bool tail_b = p.tail_b && j + C > n;
-        at.b = tail_b ? p.tail_b : p.packed_b ? p.packed_b + j * depth : p.b.data + j;
-        at.b_stride = tail_b || p.packed_b ? C : p.b.row_stride;
-        // A symmetric product needs no tile that lies wholly above the diagonal. What tiles on the
+        // A mirrored product needs no tile that lies wholly above the diagonal. What tiles on the
         // diagonal write above it is replaced by the mirror image below.
-        for (int64_t i = p.symmetric ? most(row_begin, j / R * R) : row_begin; i < row_end;
-             i += R) {
-            at.i = i;
-            at.rows = least(R, row_end - i);
-            const bool tail_a = p.tail_a && i + R > p.a.rows;
-            at.packed_a = tail_a || p.packed_a;
-            at.a = tail_a       ? p.tail_a
-                   : p.packed_a ? p.packed_a + i * depth
-                                : p.a.data + i * p.a.row_stride;
-            at.a_row_stride = p.a.row_stride;
-            at.a_k_stride = p.a.col_stride;
-            if (V > 1 && p.symmetric && i + R <= j + w)
+        for (int64_t i = half ? most(row_begin, j / R * R) : row_begin; i < row_end; i += R) {
+            const Place at{i, j, least(R, row_end - i), least(C, n - j)};
+            if (V > 1 && half && i + R <= j + w)
                 tile<T, 1>(p, at);  // only its first vector reaches below the diagonal
             else
                 tile<T, V>(p, at);
@@ -200,18 +218,8 @@ static void product(const Product<T>& p, int64_t row_begin, int64_t row_end, int
         T* out = e.out[o];
         if (e.diagonal[o] != T(0))
             for (int64_t i = most(row_begin, col_begin); i < least(row_end, col_end); ++i)
-                out[i * n + i] += e.diagonal[o];
-        if (!p.symmetric) continue;
-        // No two callers write the same element: theirs are whole blocks of the diagonal.
-        for (int64_t i = row_begin; i < row_end; i += w) {
-            const int64_t rows = least(w, row_end - i);
-            transpose_block(out + i * n, n, out + i, n, rows, i);
-            if (rows == w && i + w <= n)
-                mirror_diagonal_block(out + i * n + i, n);
-            else
-                for (int64_t r = 1; r < rows; ++r)
-                    for (int64_t c = 0; c < r; ++c)
-                        out[(i + c) * n + i + r] = out[(i + r) * n + i + c];
-        }
+                out[i * e.stride + i] += e.diagonal[o];
+        if (p.mirror == Mirror::symmetric) mirror<T, false>(out, n, e.stride, row_begin, row_end);
+        if (p.mirror == Mirror::skew) mirror<T, true>(out, n, e.stride, row_begin, row_end);
     }
 }

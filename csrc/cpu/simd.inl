@@ -90,8 +90,9 @@ static inline void transpose(Vec<T>* r) {
     }
 }
 
-// Makes a width x width block on the diagonal symmetric: its upper half becomes the lower's mirror.
-template <class T>
+// Makes a width x width block on the diagonal symmetric, or skew-symmetric: its upper half becomes
+// the lower's mirror.
+template <class T, bool Skew>
 static inline void mirror_diagonal_block(T* block, int64_t stride) {
     constexpr int w = Simd<T>::width;
     typedef typename Shuffle<T>::Mask Mask;
@@ -102,11 +103,16 @@ static inline void mirror_diagonal_block(T* block, int64_t stride) {
     for (int l = 0; l < w; ++l) t[l] = r[l] = load(block + l * stride);
     transpose<T>(t);
 #pragma GCC unroll 16
-    for (int l = 0; l < w; ++l) store(block + l * stride, (Vec<T>)(lane <= l ? r[l] : t[l]));
+    for (int l = 0; l < w; ++l) {
+        if (Skew)
+            store(block + l * stride, (Vec<T>)(lane < l ? r[l] : (lane == l ? Vec<T>{} : -t[l])));
+        else
+            store(block + l * stride, (Vec<T>)(lane <= l ? r[l] : t[l]));
+    }
 }
 
-// out(j, i) = in(i, j) for a rows x cols block, both with unit inner stride.
-template <class T>
+// out(j, i) = in(i, j), or its negative, for a rows x cols block, both with unit inner stride.
+template <class T, bool Negate = false>
 static inline void transpose_block(const T* in, int64_t in_stride, T* out, int64_t out_stride,
                                    int64_t rows, int64_t cols) {
     constexpr int w = Simd<T>::width;
@@ -119,11 +125,18 @@ static inline void transpose_block(const T* in, int64_t in_stride, T* out, int64
             for (int l = 0; l < w; ++l) r[l] = load(in + (i + l) * in_stride + j);
             transpose<T>(r);
 #pragma GCC unroll 16
-            for (int l = 0; l < w; ++l) store(out + (j + l) * out_stride + i, r[l]);
+            for (int l = 0; l < w; ++l)
+                store(out + (j + l) * out_stride + i, Negate ? -r[l] : r[l]);
         }
         for (; j < cols; ++j)
-            for (int l = 0; l < w; ++l) out[j * out_stride + i + l] = in[(i + l) * in_stride + j];
+            for (int l = 0; l < w; ++l) {
+                const T x = in[(i + l) * in_stride + j];
+                out[j * out_stride + i + l] = Negate ? -x : x;
+            }
     }
     for (; i < rows; ++i)
-        for (int64_t j = 0; j < cols; ++j) out[j * out_stride + i] = in[i * in_stride + j];
+        for (int64_t j = 0; j < cols; ++j) {
+            const T x = in[i * in_stride + j];
+            out[j * out_stride + i] = Negate ? -x : x;
+        }
 }

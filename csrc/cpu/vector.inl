@@ -217,38 +217,6 @@ static double skew(const T* a, int64_t n, int64_t row_begin, int64_t row_end, T*
 }
 
 template <class T>
-static double skew_step(const T* p, const T* c, T fd, T fr, T* d, T* k, int64_t n,
-                        int64_t row_begin, int64_t row_end) {
-    constexpr int w = Simd<T>::width;
-    double total = 0;
-    over_mirrored_blocks(
-        p, n, row_begin, row_end,
-        [&](int64_t i, int64_t j, Vec<T>* upper) {
-            Vec<T> next[w], square{};
-            for (int l = 0; l < w; ++l) {
-                const int64_t at = (i + l) * n + j;
-                const Vec<T> r = load(c + at) - (load(p + at) - upper[l]);
-                square += r * r;
-                const Vec<T> step = fd * load(d + at) + fr * r;
-                store(d + at, step);
-                next[l] = load(k + at) + step;
-            }
-            total += double(sum<T>(square));
-            store_skew_block(next, k, n, i, j);
-        },
-        [&](int64_t i, int64_t j) {
-            const int64_t at = i * n + j;
-            const T r = c[at] - (p[at] - p[j * n + i]);
-            total += double(r) * double(r);
-            d[at] = fd * d[at] + fr * r;
-            const T x = k[at] + d[at];
-            k[at] = x;
-            k[j * n + i] = -x;
-        });
-    return 2 * total;
-}
-
-template <class T>
 static void symmetrize(const T* a, T alpha, int64_t n, int64_t row_begin, int64_t row_end, T* out) {
     constexpr int w = Simd<T>::width;
     over_mirrored_blocks(

@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "../algorithms/minimax.h"
+#include "../algorithms/spectrum.h"
 #include "execution.h"
 
 namespace lipfuse::cuda {
@@ -95,6 +96,7 @@ template <class T>
 class Backend {
 public:
     using Scalar = T;
+    static constexpr bool inverts = false;  // n dependent steps with a barrier each
     struct Mark {
         int64_t shared, global;
     };
@@ -324,6 +326,19 @@ public:
         });
         return reduce<Sum>(total);
     }
+    // previous <- k + fd (k - previous) + fr (c - (H K + K H)) for a symmetric h and skew-symmetric k,
+    // previous and c, of which KH = -(HK)ᵀ.
+    LIPFUSE_DEVICE LIPFUSE_NOINLINE void sylvester_step(const T* h, const T* k, const T* c, T fd,
+                                                        T fr, T* previous, int64_t n) {
+        const auto before = mark();
+        T* p = allocate(n * n);
+        multiply(view(h, n, n), view(k, n, n), p, false);
+        over_pairs(n, [&](int64_t at, int64_t mirror) {
+            previous[at] = k[at] + fd * (k[at] - previous[at]) + fr * (c[at] - (p[at] - p[mirror]));
+        });
+        barrier();
+        release(before);
+    }
     // out = alpha (a + aᵀ)
     LIPFUSE_DEVICE LIPFUSE_NOINLINE void symmetrize(const T* a, T alpha, int64_t n, T* out) {
         over_pairs(n, [&](int64_t at, int64_t mirror) { out[at] = alpha * (a[at] + a[mirror]); });
@@ -349,15 +364,13 @@ public:
         barrier();
     }
 
-    // Signs of a fixed pseudo-random sequence, the one of the CPU.
     LIPFUSE_DEVICE LIPFUSE_NOINLINE void fill_start_vector(T* v, int64_t n) {
         uint32_t state = 0x9e3779b9u;
-        const T scale = T(1 / std::sqrt(double(n)));
         int64_t mine = rank_;
         for (int64_t i = 0; i < n && mine < n; ++i) {
             state = state * 1664525u + 1013904223u;
             if (i != mine) continue;
-            v[i] = (state >> 31) ? scale : -scale;
+            v[i] = T(start_element(state, i, n));
             mine += size_;
         }
         barrier();

@@ -296,3 +296,22 @@ def test_training_from_a_random_start_reaches_the_nearest_orthonormal_map() -> N
         loss.backward()
         optimizer.step()
     assert float(loss.detach()) <= 1e-4
+
+
+def test_matrices_of_small_integers(isa: str) -> None:
+    """Their null spaces hold vectors of ones and signs, which an estimate must not start from."""
+    for shape in [(4, 2), (4, 4), (6, 4), (3, 3), (33, 20)]:
+        cases = [torch.ones(shape), torch.ones(shape).tril(), torch.eye(*shape)]
+        for _ in range(20):
+            rank = int(torch.randint(1, min(shape), ()))
+            left, right = (
+                torch.randint(-1, 2, (shape[0], rank)),
+                torch.randint(-1, 2, (rank, shape[1])),
+            )
+            cases.append((left @ right).float())
+        for w in cases:
+            q, _, info = op(w, 1e-4, 1.0, False)
+            assert q.isfinite().all() and info.isfinite().all(), w
+            assert float(torch.linalg.matrix_norm(q.double(), ord=2)) <= 1 + 1e-5 + float(
+                rounding(w)
+            )
