@@ -517,10 +517,13 @@ def factor_of(module: nn.Module) -> float:
     if not isinstance(module, nn.modules.conv._ConvNd):
         raise TypeError(f"module must be a convolution of torch.nn, got {_kind_of(module)}")
     transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
-    # The adjoint's padding crops its output, which cannot make it larger.
-    padding: Any = 0 if transposed else module.padding
     return convolution.conv_factor(
-        module.kernel_size, module.stride, padding, module.dilation, module.padding_mode
+        module.kernel_size,
+        module.stride,
+        module.padding,  # type: ignore[arg-type]
+        module.dilation,
+        module.padding_mode,
+        transposed=transposed,
     )
 
 

@@ -36,9 +36,11 @@ from .normalization import (
     spectral_norm_bound,
     spectral_normalize,
 )
+from .padding import SymmetricPad
 from .pooling import l2_norm_pool2d, scaled_avg_pool2d
 
 __all__ = [
+    "SymmetricPad",
     "apply_reduction",
     "bjorck",
     "categorical_hinge_loss",

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from .activation import FullSort, GroupSort, GroupSort2, HouseHolder, LPReLU, MaxMin
-from .conv import SpectralConv2d
+from .conv import (
+    FrobeniusConv2d,
+    PadConv1d,
+    PadConv2d,
+    PadConv3d,
+    SpectralConv1d,
+    SpectralConv2d,
+    SpectralConv3d,
+    SpectralConvTranspose1d,
+    SpectralConvTranspose2d,
+    SpectralConvTranspose3d,
+)
 from .downsampling import InvertibleDownSampling
 from .linear import FrobeniusLinear, SpectralLinear
 from .loss import (
@@ -31,6 +42,7 @@ from .upsampling import InvertibleUpSampling
 
 __all__ = [
     "CategoricalHingeLoss",
+    "FrobeniusConv2d",
     "FrobeniusLinear",
     "FullSort",
     "GroupSort",
@@ -49,13 +61,21 @@ __all__ = [
     "LseHKRMulticlassLoss",
     "MaxMin",
     "NegKRLoss",
+    "PadConv1d",
+    "PadConv2d",
+    "PadConv3d",
     "ScaledAdaptativeL2NormPool2d",
     "ScaledAdaptiveAvgPool2d",
     "ScaledAvgPool2d",
     "ScaledL2NormPool2d",
     "Sequential",
     "SoftHKRMulticlassLoss",
+    "SpectralConv1d",
     "SpectralConv2d",
+    "SpectralConv3d",
+    "SpectralConvTranspose1d",
+    "SpectralConvTranspose2d",
+    "SpectralConvTranspose3d",
     "SpectralLinear",
     "TauBCEWithLogitsLoss",
     "TauCrossEntropyLoss",
