@@ -227,6 +227,15 @@ class LipschitzWeight(nn.Module):
         assert self._u is not None and self._v is not None
         return self._divided(exact, self._u.double(), self._v.double(), 100, scale)[0]
 
+    def without_bjorck(self, weight: Tensor) -> None:
+        """From now on, the weight is only divided by a bound of its spectral norm."""
+        if self._u is None:
+            w = as_matrices(weight.detach(), self.groups)
+            self._u = _unit(tuple(w.shape[:-1]), w)
+            self._v = _unit((*w.shape[:-2], w.shape[-1]), w)
+        self.method = "spectral"
+        self._kept = None
+
     def train(self, mode: bool = True) -> LipschitzWeight:
         self._kept = None
         return super().train(mode)
@@ -398,6 +407,10 @@ def _register(module: _M, name: str, parametrization: nn.Module) -> _M:
 
 def _remove(module: _M, name: str, kind: type[nn.Module]) -> _M:
     """Takes every parametrization of that kind off; the others and the parameter stay."""
+    # The layers of lipfuse.nn have one parametrization for the whole chain.
+    own: Any = getattr(module, "_remove_from_weight", None)
+    if own is not None and name == "weight" and own(kind):
+        return module
     if not parametrize.is_parametrized(module, name):
         raise ValueError(f"{name} of {_kind_of(module)} has no {kind.__name__} to remove")
     chain: Any = module.parametrizations[name]  # type: ignore[index]
@@ -537,7 +550,11 @@ def remove_spectral_norm(module: _M, name: str = "weight") -> _M:
 
 
 def remove_bjorck_norm(module: _M, name: str = "weight") -> _M:
-    """Undoes :func:`bjorck_norm`; see :func:`remove_spectral_norm`."""
+    """Undoes :func:`bjorck_norm`; see :func:`remove_spectral_norm`.
+
+    The spectral layers of :mod:`lipfuse.nn` then only divide by a bound of the spectral norm, and
+    keep their constant.
+    """
     return _remove(module, name, BjorckNorm)
 
 
@@ -547,10 +564,18 @@ def remove_orthogonal(module: _M, name: str = "weight") -> _M:
 
 
 def remove_frobenius_norm(module: _M, name: str = "weight") -> _M:
-    """Undoes :func:`frobenius_norm`; see :func:`remove_spectral_norm`."""
+    """Undoes :func:`frobenius_norm`; see :func:`remove_spectral_norm`.
+
+    The Frobenius layers of :mod:`lipfuse.nn` become the unconstrained layers that they derive from,
+    ``torch.nn.Linear`` or :class:`lipfuse.nn.PadConv2d`, since nothing holds their constant then.
+    """
     return _remove(module, name, FrobeniusNorm)
 
 
 def remove_lconv_norm(module: _M, name: str = "weight") -> _M:
-    """Undoes :func:`lconv_norm`; see :func:`remove_spectral_norm`."""
+    """Undoes :func:`lconv_norm`; see :func:`remove_spectral_norm`.
+
+    The kernel of a convolution of :mod:`lipfuse.nn` is then larger by the corrective factor, and
+    its ``k_coef_lip`` with it.
+    """
     return _remove(module, name, LConvNorm)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from ..export import vanilla_model
+from . import functional
 from .activation import FullSort, GroupSort, GroupSort2, HouseHolder, LPReLU, MaxMin
+from .batch_norm import BatchCentering, BatchCentering2d, BatchLipNorm
+from .centering import LayerCentering, LayerCentering2d, ScaleBiasLayer
 from .conv import (
     FrobeniusConv2d,
     PadConv1d,
@@ -38,9 +42,14 @@ from .pooling import (
     ScaledAvgPool2d,
     ScaledL2NormPool2d,
 )
+from .residual import LipResidual
+from .scaling import ScaledLipschitzModule, SharedLipFactory
 from .upsampling import InvertibleUpSampling
 
 __all__ = [
+    "BatchCentering",
+    "BatchCentering2d",
+    "BatchLipNorm",
     "CategoricalHingeLoss",
     "FrobeniusConv2d",
     "FrobeniusLinear",
@@ -57,6 +66,9 @@ __all__ = [
     "KRLoss",
     "KRMulticlassLoss",
     "LPReLU",
+    "LayerCentering",
+    "LayerCentering2d",
+    "LipResidual",
     "LipschitzModule",
     "LseHKRMulticlassLoss",
     "MaxMin",
@@ -64,11 +76,14 @@ __all__ = [
     "PadConv1d",
     "PadConv2d",
     "PadConv3d",
+    "ScaleBiasLayer",
     "ScaledAdaptativeL2NormPool2d",
     "ScaledAdaptiveAvgPool2d",
     "ScaledAvgPool2d",
     "ScaledL2NormPool2d",
+    "ScaledLipschitzModule",
     "Sequential",
+    "SharedLipFactory",
     "SoftHKRMulticlassLoss",
     "SpectralConv1d",
     "SpectralConv2d",
@@ -79,4 +94,6 @@ __all__ = [
     "SpectralLinear",
     "TauBCEWithLogitsLoss",
     "TauCrossEntropyLoss",
+    "functional",
+    "vanilla_model",
 ]
