@@ -375,11 +375,15 @@ def test_frobenius_is_spectral_for_one_output_channel() -> None:
     assert torch.allclose(layer.weight, spectral.weight, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", OTHERS)
+SYMMETRIC: Setting = (2, 3, 3, {"padding": (2, 0), "padding_mode": "symmetric"})
+
+
+@pytest.mark.parametrize("kind", ["SpectralConv2d", "FrobeniusConv2d", *OTHERS])
 def test_copies_and_compilation(kind: str) -> None:
     """One graph in training and evaluation, the outputs and gradients of eager code."""
-    layer = made(OTHERS[kind][1], kind, k_coef_lip=0.5)
-    x = torch.randn(2, *shape_for(OTHERS[kind][1], kind))
+    setting = OTHERS[kind][1] if kind in OTHERS else SYMMETRIC
+    layer = made(setting, kind, k_coef_lip=0.5)
+    x = torch.randn(2, *shape_for(setting, kind))
     for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert torch.equal(twin(x), layer(x)) and twin.k_coef_lip == 0.5
     torch._dynamo.reset()

@@ -129,10 +129,9 @@ class BatchLipNorm(nn.Module, ScaledLipschitzModule):
         self.running_sum_bmean.div_(batches)
         if self.normalize:
             self.running_sum_bmeansq.div_(batches)
+            renew = (batches > 1) | (self.total_num_samples == 0)
             self.total_num_samples.copy_(
-                torch.where(
-                    batches > 1, self.running_mean_sample_per_batches, self.total_num_samples
-                )
+                torch.where(renew, self.running_mean_sample_per_batches, self.total_num_samples)
             )
             self.running_mean_sample_per_batches.div_(batches)
         self.running_num_batches.clamp_(max=1)
