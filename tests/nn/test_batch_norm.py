@@ -214,7 +214,7 @@ def test_export_copies_and_checkpoints(shape: tuple[int, ...]) -> None:
     for fresh in layers:
         layer = trained(copy.deepcopy(fresh), shape)
         x = batch(shape, 7)
-        layer(x)  # leaves a graph behind
+        layer(x.clone().requires_grad_())  # leaves a graph behind
         before = {n: b.clone() for n, b in layer.named_buffers()}
         plain = layer.vanilla_export()
         assert all(torch.equal(b, before[n]) for n, b in layer.named_buffers())
