@@ -326,17 +326,26 @@ class BjorckNorm(nn.Module):
 
 
 class Orthogonal(nn.Module):
-    """The polar factor of the weight as a matrix of ``weight.shape[0]`` rows."""
+    """The polar factor of the weight as a matrix of ``weight.shape[0]`` rows.
 
-    def __init__(self, tol: float = 1e-4, backward: Literal["exact", "tangent"] = "exact") -> None:
+    With ``batched``, of every matrix in the last two dimensions, as torch's ``orthogonal`` has it.
+    """
+
+    def __init__(
+        self,
+        tol: float = 1e-4,
+        backward: Literal["exact", "tangent"] = "exact",
+        batched: bool = False,
+    ) -> None:
         super().__init__()
         self.tol = check_positive("tol", tol)
         self.backward: Literal["exact", "tangent"] = check_choice(
             "backward", backward, ("exact", "tangent")
         )
+        self.batched = check_bool("batched", batched)
 
     def forward(self, weight: Tensor) -> Tensor:
-        w = as_matrices(weight)
+        w = weight if self.batched else as_matrices(weight)
         return orthogonalize(w, tol=self.tol, backward=self.backward).reshape(weight.shape)
 
     def right_inverse(self, weight: Tensor) -> Tensor:

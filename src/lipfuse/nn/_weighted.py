@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
+from .._checkpoint import WeightChain
 from .._checks import check_choice, check_positive
 from ..parametrizations import (
     BjorckNorm,
@@ -42,11 +43,17 @@ def _rebuild(base: type[Any], state: dict[str, Any]) -> Any:
     """A layer with a computed weight: an instance of the class that torch makes at run time."""
     layer: Any = base.__new__(base)  # type: ignore[call-overload]
     layer.__dict__.update(state)
+    compute_weights(layer)
+    return layer
+
+
+def compute_weights(layer: Any) -> None:
+    """Gives a layer with parametrizations, but of a class without, the class that computes them."""
     parametrize._inject_new_class(layer)
     for name in layer.parametrizations:
         parametrize._inject_property(layer, name)
-    _shorten_access(type(layer))
-    return layer
+    if "weight" in layer.parametrizations:
+        _shorten_access(type(layer))
 
 
 def _shorten_access(kind: type[Any]) -> None:
@@ -83,6 +90,7 @@ class WeightedModule(LipschitzModule):
     def _normalise_weight(self, parametrization: nn.Module) -> None:
         assert isinstance(self, nn.Module)
         parametrize.register_parametrization(self, "weight", parametrization, unsafe=True)
+        WeightChain.adopt(self, factor=self._factor)
         _shorten_access(type(self))
 
     def _draw(self, groups: int = 1) -> None:
