@@ -8,6 +8,7 @@ checkpoints without it (of deel-torchlip, or older ones) load as well.
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from typing import Any, Optional
@@ -21,6 +22,8 @@ from .parametrizations import FrobeniusNorm, LipschitzWeight
 
 __all__ = ["CheckpointError", "WeightChain", "deel_factor"]
 
+_MARK = 1957.0
+"""What a record begins with. Without it, it is noise: some code perturbs or redraws whole states."""
 _VERSION = 1.0
 _KEY = "_extra_state"
 _NORMALISATIONS = ("orthonormal", "spectral", "frobenius", "frobenius of each output")
@@ -116,7 +119,7 @@ class WeightChain(parametrize.ParametrizationList):
     # Read by state_dict(). There is no set_extra_state: it would make the entry compulsory.
     def get_extra_state(self) -> Tensor:
         settings = self.settings() or {}
-        return torch.tensor([_VERSION, *(v for values in settings.values() for v in values)])
+        return torch.tensor([_MARK, _VERSION, *itertools.chain(*settings.values())])
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -137,20 +140,21 @@ class WeightChain(parametrize.ParametrizationList):
         hint = f"; to load the weights alone, remove {prefix}{_KEY} from the checkpoint"
         if not isinstance(record, Tensor) or record.dim() != 1 or record.is_meta:
             raise CheckpointError(f"{prefix}{_KEY} must be a tensor of settings, got {record!r}")
-        found = [float(v) for v in record]
-        wanted = [v for values in settings.values() for v in values]
         # Checkpoints may have been rounded to half precision, or averaged.
         accuracy = 1e-5
         if record.is_floating_point():
             accuracy = max(accuracy, 2 * torch.finfo(record.dtype).eps)
-        if not found or not math.isclose(found[0], _VERSION, rel_tol=accuracy):
+        found = [float(v) for v in record]
+        if len(found) < 2 or not math.isclose(found[0], _MARK, rel_tol=accuracy):
+            return
+        if not math.isclose(found[1], _VERSION, rel_tol=accuracy):
             raise CheckpointError(f"{prefix}{_KEY} is of a version that is not known here{hint}")
-        if len(found) != 1 + len(wanted):
+        if len(found) != 2 + sum(map(len, settings.values())):
             raise CheckpointError(
                 f"the checkpoint was made with another kind of layer than {where}, which has "
                 f"{', '.join(_shown(n, v) for n, v in settings.items())}{hint}"
             )
-        at = 1
+        at = 2
         for name, values in settings.items():
             others = tuple(found[at : at + len(values)])
             at += len(values)
