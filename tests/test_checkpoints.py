@@ -94,7 +94,9 @@ def test_other_settings_raise(
     state = reloaded({f"0.{k}": v for k, v in layer(kind, **saved).state_dict().items()})
     model = nn.Sequential(layer(kind, **wanted))
     before = original(model[0]).clone()
-    with pytest.raises(CheckpointError, match=f"made with .*{was}, but 0 has .*{is_}; .*0.{RECORD}"):
+    with pytest.raises(
+        CheckpointError, match=f"made with .*{was}, but 0 has .*{is_}; .*0.{RECORD}"
+    ):
         model.load_state_dict(state, strict=strict)
     assert torch.equal(original(model[0]), before)
     assert issubclass(CheckpointError, RuntimeError)

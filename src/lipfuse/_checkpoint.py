@@ -23,7 +23,7 @@ from .parametrizations import FrobeniusNorm, LipschitzWeight
 __all__ = ["CheckpointError", "WeightChain", "deel_factor"]
 
 _MARK = 1957.0
-"""What a record begins with. Without it, it is noise: some code perturbs or redraws whole states."""
+"""What a record begins with. Otherwise it is noise: some code perturbs or redraws whole states."""
 _VERSION = 1.0
 _KEY = "_extra_state"
 _NORMALISATIONS = ("orthonormal", "spectral", "frobenius", "frobenius of each output")

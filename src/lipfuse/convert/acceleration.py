@@ -35,6 +35,7 @@ from .report import Report, Row
 
 __all__ = ["accelerate"]
 
+_WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel")
 _SAME = 1e-5
 """Largest relative change of a weight that counts as none."""
 
@@ -76,9 +77,16 @@ def accelerate(
 
     Raises:
         TypeError: for arguments of the wrong kind.
+        ValueError: if the model is wrapped for distributed training, or holds one that is: its
+            wrapper keeps lists of buffers and parameters. Convert it first.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    for module in model.modules():
+        if type(module).__name__ in _WRAPPERS:
+            raise ValueError(
+                f"model must be converted before it is wrapped, got a {type(module).__name__}"
+            )
     check_bool("strict", strict)
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
     for item in optimizers:
@@ -105,7 +113,7 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if module in inside:
             continue
         if parametrize.is_parametrized(module):
-            inside.update(module.parametrizations.modules())  # type: ignore[union-attr]
+            inside.update(module.parametrizations.modules())
         yield name, module
 
 
@@ -119,7 +127,9 @@ class _Conversion:
         self._steps: list[Callable[[], None]] = []
         self._containers: list[tuple[str, nn.Module]] = []
         modules = set(model.modules())
-        self._uses = Counter(p for m in modules for p in m._parameters.values() if p is not None)
+        self._uses: Counter[Tensor] = Counter(
+            p for m in modules for p in m._parameters.values() if p is not None
+        )
         for name, module in _layers(model):
             self._plan(name, module)
 
@@ -130,9 +140,6 @@ class _Conversion:
         for name, module in reversed(self._containers):
             self._rows[name, ""] = self._container(name, module)
         return Report(tuple(self._rows.values()))
-
-    def _note(self, name: str, tensor: str, before: str, **values: Any) -> None:
-        self._rows[name, tensor] = Row(name, before, **values)
 
     def _note(self, name: str, tensor: str, before: str, **values: Any) -> None:
         self._rows[name, tensor] = Row(name, before, **values)
@@ -264,7 +271,7 @@ class _Conversion:
             note = f"it could be {k:.4g}-Lipschitz: its weight is now {promised / k:.4g} of that"
             k = promised
         else:
-            note = f"k_coef_lip is {k:.4g}, not {promised:g}: it multiplies its weight by so much less"
+            note = f"k_coef_lip is {k:.4g}, not {promised:g}: it multiplies by so much less"
         layer._k = k
         return replace(weight, scale=k * factor), note
 
@@ -318,7 +325,7 @@ class _Conversion:
         else:
             new._k = promised
             if not even:
-                note = f"its layers' constants multiplied to {product:.6g}, and were shared out anew"
+                note = f"its layers' constants, {product:.6g} together, were shared out anew"
         become(module, new)
         if share and not even:
             module.k_coef_lip = promised

@@ -18,7 +18,15 @@ from torch.nn.utils import parametrize
 from .. import ops
 from ..parametrizations import FrobeniusNorm, LipschitzWeight, Orthogonal, as_matrices
 
-__all__ = ["Unknown", "Weight", "evaluated", "is_known", "qualified_name", "read", "relative_change"]
+__all__ = [
+    "Unknown",
+    "Weight",
+    "evaluated",
+    "is_known",
+    "qualified_name",
+    "read",
+    "relative_change",
+]
 
 
 class Unknown(Exception):

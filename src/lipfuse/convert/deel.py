@@ -62,12 +62,11 @@ def to_deel_state_dict(model: nn.Module, *, strict: bool = True) -> OrderedDict[
                 additions[prefix] = _state(name or "the model", module, chain, strict)
     state: OrderedDict[str, Tensor] = OrderedDict()
     for key, value in model.state_dict().items():
-        prefix = next((p for p in additions if key.startswith(p)), None)
-        if prefix is None:
+        of = next((prefix for prefix in additions if key.startswith(prefix)), None)
+        if of is None or key == of + "original":
             state[key] = value
-        elif key == prefix + "original":
-            state[key] = value
-            state.update({prefix + name: x for name, x in additions[prefix].items()})
+        if of is not None and key == of + "original":
+            state.update({of + name: x for name, x in additions[of].items()})
     return state
 
 
@@ -107,13 +106,13 @@ def _check_function(name: str, layer: Any, step: Any) -> None:
             f"{name} must be normalised with eps_bjorck, got eps_bjorck=None: deel-torchlip takes "
             "the spectral norm of another matrix for transposed convolutions"
         )
-    ours: float = layer._factor  # type: ignore[assignment]
+    ours, k = float(layer._factor), float(layer.k_coef_lip)  # type: ignore[arg-type]
     theirs = deel_factor(tuple(layer.kernel_size), tuple(layer.stride))
     if not math.isclose(ours, theirs, rel_tol=1e-6):
         raise ValueError(
             f"{name} must have a corrective factor that deel-torchlip knows, got {ours:.6g} where "
             f"it takes {theirs:.6g}: strict=False writes its parameters, for a layer that is built "
-            f"there with k_coef_lip={layer.k_coef_lip * ours / theirs:.6g}"
+            f"there with k_coef_lip={k * ours / theirs:.6g}"
         )
 
 
