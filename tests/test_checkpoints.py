@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import deel.torchlip as torchlip
 import pytest
 import torch
 from torch import Tensor, nn
@@ -182,11 +183,6 @@ def test_it_is_no_buffer(kind: str) -> None:
 # ---- deel-torchlip's -----------------------------------------------------------------------------
 
 
-@pytest.fixture
-def torchlip() -> Any:
-    return pytest.importorskip("deel.torchlip")
-
-
 def network(layers: Any) -> nn.Module:
     """Every layer with a checkpoint of its own kind, nested; ``layers`` is theirs or ours."""
     first = layers.Sequential(
@@ -231,7 +227,7 @@ def settle(model: Any) -> None:
                     module.weight  # noqa: B018
 
 
-def test_theirs_load_and_compute_the_same(torchlip: Any) -> None:
+def test_theirs_load_and_compute_the_same() -> None:
     theirs, ours = network(torchlip), network(lnn)
     x = torch.randn(5, 3, 7, 7)
     for trained in (False, True):
@@ -247,7 +243,7 @@ def test_theirs_load_and_compute_the_same(torchlip: Any) -> None:
         theirs.train()
 
 
-def test_ours_are_written_in_their_format(torchlip: Any) -> None:
+def test_ours_are_written_in_their_format() -> None:
     ours, theirs = network(lnn), network(torchlip)
     train(ours)
     modes = [m.training for m in ours.modules()]
@@ -266,7 +262,7 @@ def test_ours_are_written_in_their_format(torchlip: Any) -> None:
     assert torch.equal(called(again.eval(), x), called(ours.eval(), x))
 
 
-def test_theirs_of_another_normalisation_raise(torchlip: Any) -> None:
+def test_theirs_of_another_normalisation_raise() -> None:
     both, alone = torchlip.SpectralLinear(5, 3), torchlip.SpectralLinear(5, 3, eps_bjorck=None)
     with pytest.raises(CheckpointError, match="by the spectral norm alone"):
         lnn.SpectralLinear(5, 3).load_state_dict(alone.state_dict())
@@ -285,7 +281,7 @@ def test_theirs_of_another_normalisation_raise(torchlip: Any) -> None:
         )
 
 
-def test_where_theirs_computes_something_else_it_is_said(torchlip: Any) -> None:
+def test_where_theirs_computes_something_else_it_is_said() -> None:
     leaking = torchlip.SpectralConv2d(2, 3, 3, stride=2, dilation=2)
     with pytest.warns(UserWarning, match="breaks its constant"):
         lnn.SpectralConv2d(2, 3, 3, stride=2, dilation=2).load_state_dict(leaking.state_dict())
@@ -317,7 +313,7 @@ def test_what_they_would_turn_into_something_else(name: str) -> None:
         to_deel_state_dict(nn.ModuleDict({"there": module}))
 
 
-def test_written_with_another_constant(torchlip: Any) -> None:
+def test_written_with_another_constant() -> None:
     """As the message of the strict case says."""
     ours = lnn.SpectralConv1d(2, 3, 3, k_coef_lip=2.0).eval()
     theirs = torchlip.SpectralConv1d(2, 3, 3, k_coef_lip=2.0 * 3**0.5)

@@ -10,6 +10,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import deel.torchlip as torchlip
+import orthogonium.layers as ortho
+import orthogonium.layers.conv.AOC as ortho_conv
+import orthogonium.reparametrizers as params
 import pytest
 import tools
 import torch
@@ -19,11 +23,7 @@ from torch.nn.utils import parametrizations, parametrize, remove_spectral_norm, 
 import lipfuse
 import lipfuse.nn as lnn
 from lipfuse.convert import Report
-
-torchlip: Any = pytest.importorskip("deel.torchlip")
-ortho: Any = pytest.importorskip("orthogonium.layers")
-ortho_conv: Any = pytest.importorskip("orthogonium.layers.conv.AOC")
-params: Any = pytest.importorskip("orthogonium.reparametrizers")
+from lipfuse.nn._weighted import WeightedModule
 
 Make = Callable[[], nn.Module]
 SAME = 1e-5
@@ -198,6 +198,25 @@ LAYERS: dict[str, tuple[Make, tuple[int, ...], type[nn.Module]]] = {
         (2, 5, 5),
         nn.Conv2d,
     ),
+    "PadConv1d": (
+        lambda: torchlip.PadConv1d(2, 3, 3, padding=2, padding_mode="symmetric"),
+        (2, 7),
+        lnn.PadConv1d,
+    ),
+    "PadConv2d": (
+        lambda: torchlip.PadConv2d(4, 6, 3, padding=1, padding_mode="reflect", groups=2),
+        (4, 5, 6),
+        lnn.PadConv2d,
+    ),
+    "LayerCentering": (lambda: torchlip.LayerCentering(4), (4, 3, 5), lnn.LayerCentering),
+    "BatchCentering": (lambda: torchlip.BatchCentering(4), (4, 3, 5), lnn.BatchCentering),
+    "BatchLipNorm": (lambda: torchlip.BatchLipNorm(4, bias=False), (4, 5), lnn.BatchLipNorm),
+    "BatchLipNorm, uncentred": (
+        lambda: torchlip.BatchLipNorm(4, centering=False, eps=1e-3),
+        (4,),
+        lnn.BatchLipNorm,
+    ),
+    "ScaleBiasLayer": (lambda: torchlip.ScaleBiasLayer(0.3, 4), (4, 3), lnn.ScaleBiasLayer),
     "MaxMin": (lambda: torchlip.MaxMin(k_coef_lip=2.0), (4, 3), lnn.MaxMin),
     "GroupSort": (lambda: torchlip.GroupSort(3, k_coef_lip=2.0), (6, 2), lnn.GroupSort),
     "GroupSort2": (lambda: torchlip.GroupSort2(), (6, 3, 2), lnn.GroupSort2),
@@ -250,6 +269,8 @@ def test_every_layer(name: str) -> None:
     random_weights(module)
     settle(module)
     x = torch.randn(3, *shape, requires_grad=True)
+    for _ in range(2):  # running statistics, and hooks' weights
+        module(3 * x + 1)
     module.eval()
     expected = module(x)
     # Without orthogonium's vectors, which are parameters.
@@ -264,7 +285,7 @@ def test_every_layer(name: str) -> None:
     if kind.__module__.startswith("lipfuse"):
         assert parametrize.type_before_parametrizations(module) is kind
         assert report.rows[0].after == f"lipfuse {kind.__name__}"
-        assert not {"factory", "scaling", "old_padding"} & module.__dict__.keys()
+        assert not {"_coefficient_lip", "scaling", "old_padding"} & module.__dict__.keys()
         again = pickle.loads(pickle.dumps(module))
         assert float((again(x) - expected).detach().abs().max()) <= SAME
     assert isinstance(module, kind)
@@ -280,10 +301,13 @@ def test_every_layer(name: str) -> None:
     assert all(p.grad is not None for p in module.parameters())
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in LAYERS if LAYERS[n][2].__module__ == "lipfuse.nn.conv"]
-)
-def test_converted_convolutions_keep_their_constant(name: str) -> None:
+# As maps: disjoint neurons are constrained each on its own.
+DISJOINT = ("FrobeniusLinear", "UnitNormLinear")
+CONSTRAINED = [n for n in LAYERS if issubclass(LAYERS[n][2], WeightedModule) and n not in DISJOINT]
+
+
+@pytest.mark.parametrize("name", CONSTRAINED)
+def test_converted_layers_keep_their_constant(name: str) -> None:
     """Judged by the exact matrix, with weights driven far away."""
     make, shape, _ = LAYERS[name]
     layer: Any = make()
@@ -294,6 +318,33 @@ def test_converted_convolutions_keep_their_constant(name: str) -> None:
         for training in (True, False):
             layer.train(training)
             assert tools.operator_norm(layer, shape) <= layer.k_coef_lip * (1 + 2e-5)
+
+
+def test_a_residual_connection_and_a_shared_factory() -> None:
+    factory = torchlip.SharedLipFactory()
+    model: Any = nn.ModuleDict(
+        {
+            "one": torchlip.BatchLipNorm(4, factory=factory),
+            "two": torchlip.BatchLipNorm(4, factory=factory),
+            "residual": torchlip.LipResidual(),
+        }
+    )
+    with torch.no_grad():
+        model["residual"].alpha.fill_(0.7)
+    x, y = 3 * torch.randn(6, 4), torch.randn(6, 4)
+    model["two"](model["one"](x))
+    model.eval()
+
+    def outputs() -> list[Tensor]:
+        out = [model["residual"](x, y), model["two"](model["one"](x))]
+        return [*out, factory.get_current_product_value(False).reshape(())]
+
+    expected = outputs()
+    assert not lipfuse.accelerate(model).left
+    for found, wanted in zip(outputs(), expected, strict=True):
+        assert torch.allclose(found, wanted, atol=1e-6)
+    assert type(factory) is lnn.SharedLipFactory and model["one"].factory is factory
+    assert factory.modules == [model["one"], model["two"]]
 
 
 # ---- models --------------------------------------------------------------------------------------
@@ -600,7 +651,7 @@ def test_what_is_not_known_stays() -> None:
         }
     )
     reasons = {
-        "loss": "nothing in its place",
+        "loss": "a loss, which stays what it is",
         "bcop": "BCOPTrivializer",
         "pool": "divisor_override must be None or at least the window's size",
         "ceil": "ceil_mode=True",
@@ -663,7 +714,7 @@ def test_the_report() -> None:
     ]
     assert str(lipfuse.accelerate(nn.Linear(2, 2))) == "nothing to convert"
     left = lipfuse.accelerate(torchlip.KRLoss())
-    assert "(the model)" in str(left) and "    lipfuse has nothing in its place" in str(left)
+    assert "(the model)" in str(left) and "    a loss, which stays" in str(left)
 
 
 def test_arguments() -> None:

@@ -167,7 +167,9 @@ class _Conversion:
             self._note(name, "", short)  # for its place in the report
             self._containers.append((name, module))
         elif package_of(module) in PACKAGES and kind != PADDING:
-            self._note(name, "", short, note="lipfuse has nothing in its place")
+            loss = ".modules.loss." in kind
+            note = "a loss, which stays what it is" if loss else "lipfuse has nothing in its place"
+            self._note(name, "", short, note=note)
 
     def _swap(self, thing: object, kind: type) -> None:
         self._steps.append(lambda: setattr(thing, "__class__", kind))

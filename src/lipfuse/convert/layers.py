@@ -154,6 +154,44 @@ def _windows(build: Callable[[Any, float], nn.Module]) -> _Build:
     return converted
 
 
+def _pad_conv(kind: type[nn.Module]) -> _Build:
+    def build(layer: Any, strict: bool) -> nn.Module:
+        return kind(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,
+            layer.stride,
+            dilation=layer.dilation,
+            groups=layer.groups,
+            bias=layer.bias is not None,
+            device="meta",
+            **_padding(layer, strict),
+        )
+
+    return build
+
+
+def _layer_centering(layer: Any, strict: bool) -> nn.Module:
+    features = 1 if layer.bias is None else layer.bias.numel()
+    if 0 in layer.dim:
+        raise Unknown(f"its mean, over dimensions {tuple(layer.dim)}, is one of several samples")
+    return ours.LayerCentering(features, layer.dim, layer.bias is not None, "meta")
+
+
+def _batch_norm(kind: Any, *names: str) -> _Build:
+    def build(layer: Any, strict: bool) -> nn.Module:
+        dim = layer.dim  # theirs fills it in at the first call
+        if dim is not None and sorted(dim) != [0, *range(2, len(dim) + 1)]:
+            raise Unknown(f"its statistics, over dimensions {tuple(dim)}, are not one a channel")
+        settings = {name: getattr(layer, name) for name in names}
+        new: nn.Module = kind(
+            layer.num_features, bias=layer.bias is not None, device="meta", **settings
+        )
+        return new
+
+    return build
+
+
 PLAIN: dict[str, _Build] = {
     _DEEL + "activation.MaxMin": _k(lambda m, k: ours.MaxMin(m._dim, k)),
     _DEEL + "activation.GroupSort": _k(lambda m, k: ours.GroupSort(m.group_size, k)),
@@ -189,6 +227,17 @@ PLAIN: dict[str, _Build] = {
     _DEEL + "pooling.ScaledAdaptativeL2NormPool2d": _k(
         lambda m, k: ours.ScaledAdaptativeL2NormPool2d(m.output_size, k)
     ),
+    _DEEL + "unconstrained.PadConv1d": _pad_conv(ours.PadConv1d),
+    _DEEL + "unconstrained.PadConv2d": _pad_conv(ours.PadConv2d),
+    _DEEL + "normalization.LayerCentering": _layer_centering,
+    _DEEL + "normalization.BatchCentering": _batch_norm(ours.BatchCentering),
+    _DEEL + "normalization.BatchLipNorm": _batch_norm(
+        ours.BatchLipNorm, "centering", "normalize", "eps"
+    ),
+    _DEEL + "normalization.ScaleBiasLayer": lambda m, strict: ours.ScaleBiasLayer(
+        m.scalar, m.num_features, m.bias is not None, "meta"
+    ),
+    _DEEL + "residual.LipResidual": lambda m, strict: ours.LipResidual("meta"),
 }
 """By the qualified name of their class: what builds ours."""
 
@@ -198,7 +247,8 @@ PLAIN: dict[str, _Build] = {
 _INTERNALS = frozenset(nn.Module().__dict__)
 _THEIRS = {
     "deel": {"_coefficient_lip", "factory", "scaling", "scalingFactor"}
-    | {"old_padding", "old_padding_mode", "pad"},
+    | {"old_padding", "old_padding_mode", "pad"}
+    | {"_batch_mean", "_batch_meansq", "_batch_count", "local_num_elements", "_first"},
     "orthogonium": {"scale"},
 }
 
@@ -209,6 +259,7 @@ def become(module: nn.Module, new: nn.Module) -> None:
     Attributes that others have set on it stay as well. References to it remain valid.
     """
     dropped = _THEIRS[package_of(module)]
+    factory = module.__dict__.get("factory")
     state = {key: v for key, v in module.__dict__.items() if key not in dropped}
     state.update({key: v for key, v in new.__dict__.items() if key not in _INTERNALS})
     if "old_padding" in module.__dict__:
@@ -219,3 +270,6 @@ def become(module: nn.Module, new: nn.Module) -> None:
     module.__dict__.update(state)
     if "parametrizations" in module._modules:
         compute_weights(module)
+    if factory is not None:  # it holds nothing but its layers, which remain the same objects
+        factory.__class__ = ours.SharedLipFactory
+        module.factory = factory
