@@ -297,6 +297,29 @@ def test_where_theirs_computes_something_else_it_is_said() -> None:
     assert torch.allclose(ours.weight, expected, atol=1e-4)  # type: ignore[arg-type]
 
 
+def test_the_checkpoint_of_before_a_conversion() -> None:
+    """Also where the layer's constant, or what shares one norm, is what keeps the function."""
+    for make in (
+        lambda: torchlip.SpectralConv1d(2, 3, 3),
+        lambda: torchlip.SpectralConv2d(4, 4, 3, groups=2),
+        lambda: torchlip.SpectralConvTranspose2d(4, 3, 2, stride=2),
+    ):
+        module = make().eval()
+        state = module.state_dict()
+        twin = make()
+        lipfuse.accelerate(twin)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            twin.load_state_dict(state, strict=True)
+        shape = (2, module.in_channels, 6, 6)[: module.weight.dim()]
+        x = torch.randn(shape)
+        assert torch.allclose(twin.eval()(x), module(x), atol=1e-5)
+    # With vectors of our own, theirs of the transposed convolution are of another matrix.
+    ours = lnn.SpectralConvTranspose2d(4, 3, 2, stride=2, method="bjorck")
+    ours.load_state_dict(state)
+    assert torch.allclose(ours.eval()(x), module(x), atol=1e-5)
+
+
 CANNOT: dict[str, tuple[nn.Module, str]] = {
     "groups": (lnn.SpectralConv2d(4, 4, 3, groups=2), "have one group, got groups=2"),
     "dilation": (lnn.SpectralConv2d(2, 3, 3, stride=2, dilation=2), "got 0.333333 .* takes 0.5"),

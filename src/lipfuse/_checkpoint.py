@@ -26,7 +26,8 @@ _MARK = 1957.0
 """What a record begins with. Otherwise it is noise: some code perturbs or redraws whole states."""
 _VERSION = 1.0
 _KEY = "_extra_state"
-_NORMALISATIONS = ("orthonormal", "spectral", "frobenius", "frobenius of each output")
+# Their places are in checkpoints: add at the end.
+_NORMALISATIONS = ("orthonormal", "spectral", "frobenius", "frobenius of each output", "another")
 _STALE = 1e-4
 """Relative difference from which deel-torchlip's cached weight is worth a warning."""
 
@@ -84,35 +85,40 @@ class WeightChain(parametrize.ParametrizationList):
 
     geometry: Settings
     factor: float
+    converted: bool
 
     @staticmethod
-    def adopt(layer: nn.Module, name: str = "weight", factor: float = 1.0) -> None:
+    def adopt(
+        layer: nn.Module, name: str = "weight", factor: float = 1.0, converted: bool = False
+    ) -> None:
         """Makes a layer's parametrization list one of these.
 
         Args:
             layer: whose ``name`` is parametrized by one step.
             name: of the tensor.
             factor: what k is multiplied by in the step's scale.
+            converted: whether the scale is that of the layer this one was made of.
         """
         chain: Any = layer.parametrizations[name]  # type: ignore[index]
         chain.__class__ = WeightChain
         chain.geometry = _geometry(layer) if name == "weight" else {}
         chain.factor = factor
+        chain.converted = converted
 
     def settings(self) -> Optional[Settings]:
-        """By name, in the order in which they are saved; None where the step says nothing."""
-        step: Any = self[0] if len(self) == 1 else None
-        if isinstance(step, LipschitzWeight):
-            kind, groups = ("spectral" if step.method == "spectral" else "orthonormal"), step.groups
-        elif isinstance(step, FrobeniusNorm):
-            each, groups = step.disjoint_neurons, 1
-            kind = "frobenius of each output" if each else "frobenius"
-        else:
+        """By name, in the order in which they are saved; None if there are further steps."""
+        if len(self) != 1:
             return None
+        step: Any = self[0]
+        kind = "another"
+        if isinstance(step, LipschitzWeight):
+            kind = "spectral" if step.method == "spectral" else "orthonormal"
+        elif isinstance(step, FrobeniusNorm):
+            kind = "frobenius of each output" if step.disjoint_neurons else "frobenius"
         return {
             "normalisation": (float(_NORMALISATIONS.index(kind)),),
-            "normalised groups": (float(groups),),
-            "k_coef_lip": (step.scale / self.factor,),
+            "normalised groups": (float(getattr(step, "groups", 1)),),
+            "k_coef_lip": (getattr(step, "scale", 1.0) / self.factor,),
             **self.geometry,
         }
 
@@ -129,7 +135,9 @@ class WeightChain(parametrize.ParametrizationList):
         record = state_dict.pop(prefix + _KEY, None)
         if settings is not None and record is not None:
             self._compare(settings, record, prefix)
-        cached = self._without_foreign(state_dict, prefix, recorded=record is not None)
+        cached = None
+        if settings is not None and isinstance(self[0], (LipschitzWeight, FrobeniusNorm)):
+            cached = self._without_foreign(settings, state_dict, prefix, record is not None)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if cached is not None:
             self._warn_of_differences(cached)
@@ -165,7 +173,7 @@ class WeightChain(parametrize.ParametrizationList):
                 )
 
     def _without_foreign(
-        self, state_dict: dict[str, Any], prefix: str, recorded: bool
+        self, settings: Settings, state_dict: dict[str, Any], prefix: str, recorded: bool
     ) -> Optional[Tensor]:
         """Takes out what only deel-torchlip keeps; its cached weight, if there is one.
 
@@ -189,19 +197,22 @@ class WeightChain(parametrize.ParametrizationList):
         if theirs is not None:
             raise CheckpointError(
                 f"{prefix}original must have been normalised as this layer does it "
-                f"({_shown('normalisation', (self.settings() or {})['normalisation'])}), got a "
+                f"({_shown('normalisation', settings['normalisation'])}), got a "
                 f"checkpoint normalised {theirs}"
             )
-        if isinstance(step, LipschitzWeight) and step._u is None:
-            for key in vectors:
+        own = step.state_dict(prefix=prefix + "0.")
+        for key in vectors:
+            if key not in own:
                 del state_dict[key]
+            elif cached is not None and own[key].shape != state_dict[key].shape:
+                state_dict[key] = own[key]  # theirs are of another matrix
         return cached
 
     def _warn_of_differences(self, cached: Tensor) -> None:
         """Of an orthonormal weight whose evaluation differs from deel-torchlip's."""
         step: Any = self[0]
         kernel = tuple(self.original.shape[2:])
-        if self.geometry:
+        if self.geometry and not self.converted:
             theirs = deel_factor(kernel, tuple(int(s) for s in self.geometry["stride"]))
             if not math.isclose(theirs, self.factor, rel_tol=1e-6):
                 warnings.warn(

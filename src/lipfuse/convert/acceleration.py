@@ -215,6 +215,7 @@ class _Conversion:
         chain: Any = module.parametrizations[tensor]
         original: Tensor = chain.original
         notes = []
+        scale = weight.scale
         factor = 1.0 if layer is None else layer._factor
         if layer is not None:
             weight, note = self._with_factor(weight, layer)
@@ -247,7 +248,8 @@ class _Conversion:
             if layer is not None:
                 become(module, layer)
             if isinstance(step, (FrobeniusNorm, LipschitzWeight)):
-                WeightChain.adopt(module, tensor, factor)
+                same = math.isclose(step.scale, scale)
+                WeightChain.adopt(module, tensor, factor, converted=same)
 
         self._steps.append(apply)
         after = _KINDS[weight.kind] if layer is None else _short(qualified_name(layer))
