@@ -290,7 +290,8 @@ def test_every_layer(name: str) -> None:
         assert float((again(x) - expected).detach().abs().max()) <= SAME
     assert isinstance(module, kind)
     assert float((module(x) - expected).detach().abs().max()) <= SAME
-    assert len(calls) == 1 and module.mine == "still here" and not module.training
+    assert len(calls) == 1 and module.mine == "still here"
+    assert not any(m.training for m in module.modules())
     found = dict(module.named_parameters())
     assert found.keys() == parameters.keys()
     assert all(found[key] is parameters[key] for key in found)
@@ -415,6 +416,17 @@ def test_a_model_in_training_goes_on() -> None:
     losses += [step() for _ in range(60)]
     assert losses[20] <= losses[19] * 1.01
     assert losses[-1] < losses[20]
+
+
+def test_vectors_are_taken_over() -> None:
+    for layer in (
+        torchlip.SpectralLinear(5, 6, eps_bjorck=None),
+        parametrizations.spectral_norm(nn.Conv2d(2, 3, 2)),
+    ):
+        u, v = (layer.get_buffer(f"parametrizations.weight.0._{name}") for name in "uv")
+        assert not lipfuse.accelerate(layer).left
+        assert layer.get_buffer("parametrizations.weight.0._u") is u
+        assert layer.get_buffer("parametrizations.weight.0._v") is v
 
 
 def test_spectral_norm_trains_as_before() -> None:
@@ -645,6 +657,7 @@ def test_what_is_not_known_stays() -> None:
             "loss": torchlip.KRLoss(),
             "bcop": ortho_conv.AdaptiveOrthoConv2d(4, 4, 3),
             "own": own,
+            "complex": parametrizations.spectral_norm(nn.Linear(3, 3, dtype=torch.complex64)),
             "weight_norm": parametrizations.weight_norm(nn.Linear(3, 3)),
             "pool": torchlip.ScaledAvgPool2d(2, divisor_override=1),
             "ceil": torchlip.ScaledL2NormPool2d(2, ceil_mode=True),
@@ -652,6 +665,7 @@ def test_what_is_not_known_stays() -> None:
     )
     reasons = {
         "loss": "a loss, which stays what it is",
+        "complex": "its weight is complex",
         "bcop": "BCOPTrivializer",
         "pool": "divisor_override must be None or at least the window's size",
         "ceil": "ceil_mode=True",

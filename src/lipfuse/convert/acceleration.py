@@ -148,7 +148,7 @@ class _Conversion:
         kind = qualified_name(module)
         short = _short(kind)
         for hook in module._forward_pre_hooks.values():
-            if type(hook) is _TorchHook and hook.eps > 0:
+            if type(hook) is _TorchHook and _is_real(hook, getattr(module, f"{hook.name}_orig")):
                 self._swap(hook, SpectralNormHook)
                 before = f"{short}, {hook.name} by the hook spectral_norm"
                 self._note(name, hook.name, before, after="the same, fused")
@@ -186,7 +186,8 @@ class _Conversion:
         if build is None:
             before += f", {tensor} by {qualified_name(chain[-1]).rpartition('.')[2].lstrip('_')}"
         # Where nothing more can be done, or is asked for: it computes the same as before.
-        estimates = [s for s in chain if type(s) is _SpectralNorm and s.eps > 0]
+        original = getattr(chain, "original", None)
+        estimates = [s for s in chain if type(s) is _SpectralNorm and _is_real(s, original)]
         reason = ""
         try:
             weight = read(chain)
@@ -347,6 +348,11 @@ def _short(name: str) -> str:
     """Package and class."""
     package, _, rest = name.partition(".")
     return f"{package} {rest.rpartition('.')[2]}"
+
+
+def _is_real(norm: Any, weight: Any) -> bool:
+    """Whether our operator takes a weight and the eps of a spectral norm of torch."""
+    return norm.eps > 0 and isinstance(weight, Tensor) and weight.is_floating_point()
 
 
 def _take_vectors(step: LipschitzWeight, theirs: Any, original: Tensor) -> None:
