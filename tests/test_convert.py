@@ -524,6 +524,14 @@ BROKEN: dict[str, tuple[Make, tuple[int, ...], str, float]] = {
         "it ignores k_coef_lip=0.5",
         0.5,
     ),
+    "QR, reflect": (
+        lambda: ortho_conv.RKOConv2d(
+            2, 4, 3, padding=1, padding_mode="reflect", ortho_params=params.QR_ORTHO_PARAMS
+        ),
+        (2, 5, 4),
+        "is allowed",
+        1.0,
+    ),
     "transposed": (
         lambda: torchlip.SpectralConvTranspose2d(1, 16, 4, stride=2),
         (1, 4, 4),

@@ -15,7 +15,6 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm as _TorchHook
 from torch.optim import Optimizer
 
-from .. import nn as ours
 from .. import ops
 from .._checkpoint import WeightChain
 from .._checks import check_bool
@@ -30,7 +29,16 @@ from .chains import (
     relative_change,
 )
 from .hook import SpectralNormHook
-from .layers import PACKAGES, PADDING, PLAIN, SEQUENTIAL, WEIGHTED, become, package_of
+from .layers import (
+    PACKAGES,
+    PADDING,
+    PLAIN,
+    SEQUENTIAL,
+    WEIGHTED,
+    become,
+    convert_container,
+    package_of,
+)
 from .report import Report, Row
 
 __all__ = ["accelerate"]
@@ -138,7 +146,13 @@ class _Conversion:
             step()
         # Inner ones first: what a container promises follows from its layers.
         for name, module in reversed(self._containers):
-            self._rows[name, ""] = self._container(name, module)
+            before = _short(SEQUENTIAL)
+            try:
+                note = convert_container(module, self.strict)
+            except Unknown as error:
+                self._note(name, "", before, note=str(error))
+            else:
+                self._note(name, "", before, after=_short(qualified_name(module)), note=note)
         return Report(tuple(self._rows.values()))
 
     def _note(self, name: str, tensor: str, before: str, **values: Any) -> None:
@@ -196,8 +210,8 @@ class _Conversion:
                 after, note, change = self._prepare(module, tensor, weight, layer)
                 self._note(name, tensor, before, after=after, note=note, change=change)
                 return
-        except (Unknown, ValueError, TypeError) as error:
-            reason = str(error)
+        except (Unknown, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error)  # of theirs, too: a Cholesky decomposition may fail
         if estimates:
             for step in estimates:
                 self._swap(step, SpectralNorm)
@@ -229,10 +243,10 @@ class _Conversion:
         if not original.is_meta:
             old = evaluated(chain, training=False)
             if not weight.coordinates:
-                value = old / weight.scale
+                value = old / scale
                 if self._uses[original] > 1:
                     raise Unknown("its parameter, which has to be set anew, has other uses")
-            change, note = self._compare(chain, weight, step, old, value)
+            change, note = self._compare(chain, weight, step, old, value, scale)
             notes.append(note)
         elif not weight.coordinates:
             raise Unknown("its parameter has no values: it is on the meta device")
@@ -281,60 +295,43 @@ class _Conversion:
         return replace(weight, scale=k * factor), note
 
     def _compare(
-        self, chain: Any, weight: Weight, step: Any, old: Tensor, value: Optional[Tensor]
+        self,
+        chain: Any,
+        weight: Weight,
+        step: Any,
+        old: Tensor,
+        value: Optional[Tensor],
+        scale: float,
     ) -> tuple[float, str]:
-        """The change of the weight in evaluation, and what to know about it."""
+        """The change of the weight in evaluation, and what to know about it.
+
+        Its scale, that was ``scale``, may have been changed on purpose.
+        """
+        ratio = weight.scale / scale
         with torch.no_grad(), torch.autocast(old.device.type, enabled=False):
             new = step.eval()(chain.original.detach() if value is None else value)
         allowed = max(_SAME, 4 * torch.finfo(old.dtype).eps)
         change = relative_change(old, new)
-        if change <= allowed:
+        off = change if ratio == 1.0 else relative_change(ratio * old, new)
+        if off <= allowed:
             return change, ""
         if weight.kind == "polar" and weight.coordinates:
-            fresh = relative_change(evaluated(chain, training=True), new)
+            fresh = relative_change(ratio * evaluated(chain, training=True), new)
             if fresh <= allowed:
                 return change, (
                     "in evaluation it used a weight from before the last change of its parameter; "
                     "it is now that of the parameter"
                 )
         if weight.kind == "spectral":
-            norm = float(ops.spectral_bound(as_matrices(old.double()), 8).max()) / weight.scale
+            norm = float(ops.spectral_bound(as_matrices(old.double()), 8).max()) / scale
             reason = f"its estimate of the spectral norm is off: its weight's norm is {norm:.6g} of"
             reason += " what it should be"
         else:
-            reason = f"its iteration has not converged: its weight is {change:.1g} from what it "
+            reason = f"its iteration has not converged: its weight is {off:.1g} from what it "
             reason += "tends to"
         if self.strict:
             raise Unknown(reason)
         return change, reason
-
-    # ---- containers ---------------------------------------------------------------------------
-
-    def _container(self, name: str, module: Any) -> Row:
-        """Converts deel-torchlip's Sequential, whose layers have become what they become."""
-        before, promised = _short(SEQUENTIAL), float(module._coefficient_lip)
-        if any(map(_is_deel, module._modules.values())):
-            return Row(name, before, note="it holds layers that were not converted")
-        new = ours.Sequential()
-        layers = [c for c in module._modules.values() if isinstance(c, ours.LipschitzModule)]
-        product = math.prod(layer.k_coef_lip for layer in layers)
-        note = ""
-        part = promised ** (1 / len(layers)) if layers else 1.0
-        even = all(math.isclose(layer.k_coef_lip, part, rel_tol=1e-9) for layer in layers)
-        share = bool(layers) and (even or (not self.strict and product > promised))
-        if not share:
-            # The constant is the product of what its layers promise.
-            new._shares_out = False
-            if not math.isclose(product, promised, rel_tol=1e-9):
-                note = f"k_coef_lip is the product of its layers', {product:.6g}, not {promised:g}"
-        else:
-            new._k = promised
-            if not even:
-                note = f"its layers' constants, {product:.6g} together, were shared out anew"
-        become(module, new)
-        if share and not even:
-            module.k_coef_lip = promised
-        return Row(name, before, _short(qualified_name(module)), note)
 
 
 _KINDS = {
@@ -371,7 +368,3 @@ def _take_vectors(step: LipschitzWeight, theirs: Any, original: Tensor) -> None:
             matrix = original.detach().reshape(m, n).to(u.dtype)
             _, u, v = ops.power_iteration(matrix, u, v, 30, 1e-12)
     step._u, step._v = u, v
-
-
-def _is_deel(module: nn.Module) -> bool:
-    return any(base.__module__.partition(".")[0] == "deel" for base in type(module).__mro__)

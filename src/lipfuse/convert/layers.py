@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,16 @@ from .. import nn as ours
 from ..nn._weighted import compute_weights
 from .chains import Unknown, Weight, qualified_name
 
-__all__ = ["PACKAGES", "PADDING", "PLAIN", "SEQUENTIAL", "WEIGHTED", "become", "package_of"]
+__all__ = [
+    "PACKAGES",
+    "PADDING",
+    "PLAIN",
+    "SEQUENTIAL",
+    "WEIGHTED",
+    "become",
+    "convert_container",
+    "package_of",
+]
 
 PACKAGES = ("deel", "orthogonium")
 _DEEL = "deel.torchlip.modules."
@@ -273,3 +283,37 @@ def become(module: nn.Module, new: nn.Module) -> None:
     if factory is not None:  # it holds nothing but its layers, which remain the same objects
         factory.__class__ = ours.SharedLipFactory
         module.factory = factory
+
+
+def convert_container(module: Any, strict: bool) -> str:
+    """Converts deel-torchlip's Sequential, whose layers have become what they become.
+
+    Returns:
+        What to know about its constant.
+
+    Raises:
+        Unknown: if it has to stay as it is.
+    """
+    children = list(module._modules.values())
+    if any(b.__module__.partition(".")[0] == "deel" for c in children for b in type(c).__mro__):
+        raise Unknown("it holds layers that were not converted")
+    promised = float(module._coefficient_lip)
+    layers = [child for child in children if isinstance(child, ours.LipschitzModule)]
+    product = math.prod(layer.k_coef_lip for layer in layers)
+    part = promised ** (1 / len(layers)) if layers else 1.0
+    even = all(math.isclose(layer.k_coef_lip, part, rel_tol=1e-9) for layer in layers)
+    new = ours.Sequential()
+    note = ""
+    if layers and even:
+        new._k = promised
+    elif product > promised and not strict:
+        note = f"its layers' constants, {product:.6g} together, were shared out anew"
+    else:
+        # The constant is the product of what its layers promise.
+        new._shares_out = False
+        if not math.isclose(product, promised, rel_tol=1e-9):
+            note = f"k_coef_lip is the product of its layers', {product:.6g}, not {promised:g}"
+    become(module, new)
+    if new._shares_out and not even:
+        module.k_coef_lip = promised
+    return note
