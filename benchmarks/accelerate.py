@@ -45,7 +45,7 @@ def run(session: Session) -> None:
             if torchlip is None:
                 contenders.append(Contender(name, None, reason))
                 continue
-            model = build(steps._kit(torchlip))
+            model = build(steps.kit_of(torchlip))
             steps.set_weights(model)
             contenders.append(_contender(name, model, x, labels))
         session.compare(
