@@ -38,7 +38,7 @@ def _plain_conv(inputs: int, outputs: int) -> nn.Module:
     return nn.Conv2d(inputs, outputs, 3, padding=1)
 
 
-def _kit(layers: Any) -> Kit:
+def kit_of(layers: Any) -> Kit:
     """Of lipfuse or deel-torchlip: the names are the same."""
     return Kit(
         layers.SpectralLinear,
@@ -56,7 +56,7 @@ KITS: dict[str, Kit] = {
         lipfuse.nn.GroupSort2,
         lambda: lipfuse.nn.ScaledL2NormPool2d((2, 2)),
     ),
-    OURS: _kit(lipfuse.nn),
+    OURS: kit_of(lipfuse.nn),
 }
 
 
@@ -179,7 +179,7 @@ def run(session: Session) -> None:
             if quick and network.build is six_convs and name not in QUICK:
                 contenders.append(Contender(name, None, "left out of quick runs"))
                 continue
-            kit = _kit(torchlip) if name == DEEL else KITS.get(name, KITS[OURS])
+            kit = kit_of(torchlip) if name == DEEL else KITS.get(name, KITS[OURS])
             contenders.append(_contender(name, network, kit, x, labels))
         session.compare(
             case,

@@ -254,7 +254,9 @@ def test_removing_one_of_a_chain_leaves_the_others(order: tuple[str, ...], remov
 @pytest.mark.parametrize("kind", REGISTRARS)
 def test_removing_what_is_not_there(kind: str) -> None:
     _, remove, parametrization = REGISTRARS[kind]
-    for module in (nn.Linear(3, 2), torch_spectral_norm(nn.Linear(3, 2)), lnn.SpectralLinear(3, 2)):
+    layers = [nn.Linear(3, 2), torch_spectral_norm(nn.Linear(3, 2)), lnn.MaxMin()]
+    layers += [lnn.SpectralLinear(3, 2, eps_bjorck=None)]
+    for module in layers:
         before = copy.deepcopy(module.state_dict())
         with pytest.raises(ValueError, match=f"no {parametrization.__name__} to remove"):
             remove(module)
@@ -265,8 +267,11 @@ def test_removing_what_is_not_there(kind: str) -> None:
 def test_on_the_layers_of_this_package() -> None:
     """Their own normalisation stays the last word on what was parametrized besides it."""
     layer = lnn.FrobeniusLinear(6, 4)
+    expected = layer.weight.detach().clone()
     P.remove_frobenius_norm(layer)
-    assert type(layer) is lnn.FrobeniusLinear and isinstance(layer.weight, nn.Parameter)
+    # Nothing holds a constant any longer, and nothing promises one.
+    assert type(layer) is nn.Linear and isinstance(layer.weight, nn.Parameter)
+    assert torch.equal(layer.weight, expected)
     layer(torch.randn(2, 6)).sum().backward()
     layer = lnn.SpectralLinear(6, 4)
     P.spectral_norm(layer, "bias")
@@ -281,6 +286,69 @@ def test_on_the_layers_of_this_package() -> None:
     assert tools.largest_singular_value(lnn.SpectralLinear(6, 4).weight) == pytest.approx(
         1, abs=1e-5
     )
+
+
+CONVOLUTIONS: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "SpectralConv1d": (lambda **k: lnn.SpectralConv1d(2, 3, 3, **k), (2, 9)),
+    "SpectralConv2d": (lambda **k: lnn.SpectralConv2d(2, 3, 3, padding=1, **k), (2, 7, 7)),
+    "SpectralConvTranspose2d": (lambda **k: lnn.SpectralConvTranspose2d(3, 2, 3, **k), (3, 5, 5)),
+    "FrobeniusConv2d": (lambda **k: lnn.FrobeniusConv2d(2, 3, 3, padding=1, **k), (2, 7, 7)),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_removing_the_factor_of_a_layer_leaves_a_larger_constant(name: str) -> None:
+    """deel-torchlip: RuntimeError."""
+    make, shape = CONVOLUTIONS[name]
+    layer = make(k_coef_lip=0.5)
+    before = layer.weight.detach().clone()
+    assert P.remove_lconv_norm(layer) is layer
+    factor = layer._factor
+    assert factor < 1 and torch.allclose(layer.weight * factor, before, atol=1e-6)
+    assert layer.k_coef_lip == pytest.approx(0.5 / factor)
+    with torch.no_grad():
+        layer.parametrizations.weight.original.fill_(1.0)
+    for training in (True, False):
+        norm = tools.operator_norm(layer.train(training), shape)
+        assert 0.5 < norm <= layer.k_coef_lip * (1 + 1e-5)
+    with pytest.raises(ValueError, match="no LConvNorm to remove"):
+        P.remove_lconv_norm(layer)
+    # A container that promised less notices.
+    model = lnn.Sequential(make())
+    P.remove_lconv_norm(model[0])
+    with pytest.raises(ValueError, match="but their Sequential promises"):
+        model(torch.zeros(1, *shape))
+
+
+@pytest.mark.parametrize("method", ["polar", "bjorck"])
+def test_removing_bjorck_from_a_layer_leaves_the_spectral_norm(method: Any) -> None:
+    """deel-torchlip: RuntimeError."""
+    for layer, rows in (
+        (lnn.SpectralLinear(6, 4, k_coef_lip=2.0, method=method), 4),
+        (lnn.SpectralConvTranspose2d(4, 6, 2, 2, groups=2, k_coef_lip=2.0, method=method), 2),
+    ):
+        parameter: Any = layer.parametrizations.weight.original  # type: ignore[union-attr]
+        nn.init.normal_(parameter)
+        assert P.remove_bjorck_norm(layer) is layer and layer.k_coef_lip == 2.0
+        assert set(layer.state_dict()) >= {"parametrizations.weight.0._u"}
+        for training in (True, True, False):
+            layer.train(training)
+            for w, p in zip(layer.weight.split(rows), parameter.split(rows)):
+                values = torch.linalg.svdvals(w.detach().flatten(1))
+                assert values.max() <= 2 * (1 + 1e-5) and values.min() < 1.9
+                assert torch.allclose(w / w.norm(), p / p.norm(), atol=1e-6)
+        with pytest.raises(ValueError, match="no BjorckNorm to remove"):
+            P.remove_bjorck_norm(layer)
+        assert torch.equal(copy.deepcopy(layer).weight, layer.weight)
+
+
+def test_removing_the_frobenius_norm_of_a_convolution() -> None:
+    layer = lnn.FrobeniusConv2d(2, 3, 3, padding=2, padding_mode="symmetric")
+    x = torch.randn(1, 2, 5, 5)
+    expected = layer(x)
+    P.remove_frobenius_norm(layer)
+    assert type(layer) is lnn.PadConv2d and torch.allclose(layer(x), expected, atol=1e-6)
+    assert not isinstance(layer, lnn.LipschitzModule)
 
 
 # ---- what torch.nn.utils.parametrize offers ------------------------------------------------------

@@ -2,12 +2,15 @@
 
 __version__ = "0.1.0"
 
-from . import functional, nn, optim, parametrizations
+from . import convert, functional, nn, optim, parametrizations
+from .convert import accelerate
 from .export import vanilla_model
 from .fusion import fuse, unfuse
 
 __all__ = [
     "__version__",
+    "accelerate",
+    "convert",
     "functional",
     "fuse",
     "nn",

@@ -27,6 +27,7 @@ __all__ = [
     "check_finite",
     "check_in_range",
     "check_int_or_pair",
+    "check_int_or_tuple",
     "check_positive",
     "check_positive_int",
     "check_same",
@@ -136,25 +137,33 @@ def check_positive_int(name: str, value: object, minimum: int = 1) -> int:
     return int(value)
 
 
-def check_int_or_pair(name: str, value: object, minimum: int = 1) -> tuple[int, int]:
-    """Return ``value`` as a pair of ints; a single int stands for both.
+def check_int_or_tuple(name: str, value: object, axes: int, minimum: int = 1) -> tuple[int, ...]:
+    """Return ``value`` as a tuple of ``axes`` ints; a single int stands for all of them.
 
     Args:
         name: the argument's name, for the message.
-        value: an int, or a tuple or list of two.
+        value: an int, or a tuple or list of ``axes`` of them.
+        axes: how many.
         minimum: the smallest value allowed for each.
 
     Raises:
-        TypeError: if it is neither an integer nor a pair of integers.
+        TypeError: if it is neither an integer nor a sequence of integers.
         ValueError: if it is a sequence of another length, or a value is smaller than ``minimum``.
     """
-    allowed = f"an integer >= {minimum} or a pair of them"
-    items = value if isinstance(value, (tuple, list, torch.Size)) else (value, value)
+    several = "a pair of them" if axes == 2 else f"{axes} of them in a tuple"
+    allowed = f"an integer >= {minimum} or {several}"
+    items: Any = value if isinstance(value, (tuple, list, torch.Size)) else (value,) * axes
     if any(isinstance(item, bool) or not isinstance(item, (int, np.integer)) for item in items):
         raise TypeError(f"{name} must be {allowed}, got {_shown(value)}")
-    if len(items) != 2 or any(item < minimum for item in items):
+    if len(items) != axes or any(item < minimum for item in items):
         raise ValueError(f"{name} must be {allowed}, got {_shown(value)}")
-    return int(items[0]), int(items[1])
+    return tuple(int(item) for item in items)
+
+
+def check_int_or_pair(name: str, value: object, minimum: int = 1) -> tuple[int, int]:
+    """Return ``value`` as a pair of ints: :func:`check_int_or_tuple` for two axes."""
+    first, second = check_int_or_tuple(name, value, 2, minimum)
+    return first, second
 
 
 def check_bool(name: str, value: object) -> bool:

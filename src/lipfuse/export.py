@@ -45,21 +45,27 @@ def plain_function(name: str, function: Callable[[Tensor], Tensor]) -> fx.GraphM
     return plain_module(name, nn.Module(), function)
 
 
-def plain_module(name: str, tensors: nn.Module, function: Callable[..., Tensor]) -> fx.GraphModule:
-    """Turn a function of one tensor and of a module's parameters into a module that owns them.
+def plain_module(
+    name: str,
+    tensors: nn.Module,
+    function: Callable[..., Tensor],
+    inputs: tuple[str, ...] = ("input",),
+) -> fx.GraphModule:
+    """Turn a function of tensors and of a module's parameters into a module that owns the latter.
 
     Args:
         name: the class name that the module's ``repr`` shows.
-        tensors: a module whose parameters the function takes after its input, in their order. The
+        tensors: a module whose parameters the function takes after its inputs, in their order. The
             result holds these very parameters.
         function: the function; see :func:`plain_function`.
+        inputs: the names of its inputs.
 
     Returns:
         A module with the parameters of ``tensors``, under their names.
     """
     graph = fx.Graph()
     tracer = fx.proxy.GraphAppendingTracer(graph)
-    nodes = [graph.placeholder("input")]
+    nodes = [graph.placeholder(key) for key in inputs]
     nodes += [graph.get_attr(key) for key, _ in tensors.named_parameters(recurse=False)]
     arguments = [fx.Proxy(node, tracer) for node in nodes]
     output: Any = function(*arguments)

@@ -227,6 +227,15 @@ class LipschitzWeight(nn.Module):
         assert self._u is not None and self._v is not None
         return self._divided(exact, self._u.double(), self._v.double(), 100, scale)[0]
 
+    def without_bjorck(self, weight: Tensor) -> None:
+        """From now on, the weight is only divided by a bound of its spectral norm."""
+        if self._u is None:
+            w = as_matrices(weight.detach(), self.groups)
+            self._u = _unit(tuple(w.shape[:-1]), w)
+            self._v = _unit((*w.shape[:-2], w.shape[-1]), w)
+        self.method = "spectral"
+        self._kept = None
+
     def train(self, mode: bool = True) -> LipschitzWeight:
         self._kept = None
         return super().train(mode)
@@ -317,17 +326,26 @@ class BjorckNorm(nn.Module):
 
 
 class Orthogonal(nn.Module):
-    """The polar factor of the weight as a matrix of ``weight.shape[0]`` rows."""
+    """The polar factor of the weight as a matrix of ``weight.shape[0]`` rows.
 
-    def __init__(self, tol: float = 1e-4, backward: Literal["exact", "tangent"] = "exact") -> None:
+    With ``batched``, of every matrix in the last two dimensions, as torch's ``orthogonal`` has it.
+    """
+
+    def __init__(
+        self,
+        tol: float = 1e-4,
+        backward: Literal["exact", "tangent"] = "exact",
+        batched: bool = False,
+    ) -> None:
         super().__init__()
         self.tol = check_positive("tol", tol)
         self.backward: Literal["exact", "tangent"] = check_choice(
             "backward", backward, ("exact", "tangent")
         )
+        self.batched = check_bool("batched", batched)
 
     def forward(self, weight: Tensor) -> Tensor:
-        w = as_matrices(weight)
+        w = weight if self.batched else as_matrices(weight)
         return orthogonalize(w, tol=self.tol, backward=self.backward).reshape(weight.shape)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
@@ -398,6 +416,10 @@ def _register(module: _M, name: str, parametrization: nn.Module) -> _M:
 
 def _remove(module: _M, name: str, kind: type[nn.Module]) -> _M:
     """Takes every parametrization of that kind off; the others and the parameter stay."""
+    # The layers of lipfuse.nn have one parametrization for the whole chain.
+    own: Any = getattr(module, "_remove_from_weight", None)
+    if own is not None and name == "weight" and own(kind):
+        return module
     if not parametrize.is_parametrized(module, name):
         raise ValueError(f"{name} of {_kind_of(module)} has no {kind.__name__} to remove")
     chain: Any = module.parametrizations[name]  # type: ignore[index]
@@ -517,10 +539,13 @@ def factor_of(module: nn.Module) -> float:
     if not isinstance(module, nn.modules.conv._ConvNd):
         raise TypeError(f"module must be a convolution of torch.nn, got {_kind_of(module)}")
     transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
-    # The adjoint's padding crops its output, which cannot make it larger.
-    padding: Any = 0 if transposed else module.padding
     return convolution.conv_factor(
-        module.kernel_size, module.stride, padding, module.dilation, module.padding_mode
+        module.kernel_size,
+        module.stride,
+        module.padding,  # type: ignore[arg-type]
+        module.dilation,
+        module.padding_mode,
+        transposed=transposed,
     )
 
 
@@ -534,7 +559,11 @@ def remove_spectral_norm(module: _M, name: str = "weight") -> _M:
 
 
 def remove_bjorck_norm(module: _M, name: str = "weight") -> _M:
-    """Undoes :func:`bjorck_norm`; see :func:`remove_spectral_norm`."""
+    """Undoes :func:`bjorck_norm`; see :func:`remove_spectral_norm`.
+
+    The spectral layers of :mod:`lipfuse.nn` then only divide by a bound of the spectral norm, and
+    keep their constant.
+    """
     return _remove(module, name, BjorckNorm)
 
 
@@ -544,10 +573,18 @@ def remove_orthogonal(module: _M, name: str = "weight") -> _M:
 
 
 def remove_frobenius_norm(module: _M, name: str = "weight") -> _M:
-    """Undoes :func:`frobenius_norm`; see :func:`remove_spectral_norm`."""
+    """Undoes :func:`frobenius_norm`; see :func:`remove_spectral_norm`.
+
+    The Frobenius layers of :mod:`lipfuse.nn` become the unconstrained layers that they derive from,
+    ``torch.nn.Linear`` or :class:`lipfuse.nn.PadConv2d`, since nothing holds their constant then.
+    """
     return _remove(module, name, FrobeniusNorm)
 
 
 def remove_lconv_norm(module: _M, name: str = "weight") -> _M:
-    """Undoes :func:`lconv_norm`; see :func:`remove_spectral_norm`."""
+    """Undoes :func:`lconv_norm`; see :func:`remove_spectral_norm`.
+
+    The kernel of a convolution of :mod:`lipfuse.nn` is then larger by the corrective factor, and
+    its ``k_coef_lip`` with it.
+    """
     return _remove(module, name, LConvNorm)

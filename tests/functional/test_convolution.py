@@ -163,13 +163,22 @@ def test_two_axes_against_torch_and_reached(settings: dict[str, Any]) -> None:
     assert norm * F.conv_factor(**settings) <= 1 + 1e-12
 
 
-def test_the_transposed_convolution_has_the_same_factor() -> None:
-    for kernel, stride, dilation in [(4, 2, 1), (2, 2, 1), (3, 2, 2), (3, 1, 1)]:
-        conv = torch.nn.ConvTranspose2d(kernel**2, 1, kernel, stride, dilation=dilation, bias=False)
+def test_the_transposed_convolution_is_an_adjoint() -> None:
+    """Against torch's own, exactly where the input's size is given, for kernels that reach it."""
+    axes = itertools.product((1, 2, 3, 4), (1, 2, 3), (0, 1, 3), (1, 2, 3), (0, 1, 2), (1, 3, 5))
+    for k, s, p, d, o, n in axes:
+        if o >= max(s, d) or (n - 1) * s - 2 * p + d * (k - 1) + o + 1 < 1:
+            continue
+        conv = torch.nn.ConvTranspose1d(k, 1, k, s, p, o, dilation=d, bias=False).double()
         with torch.no_grad():
-            conv.weight.copy_(torch.eye(kernel**2).reshape(-1, 1, kernel, kernel))
-        norm = tools.operator_norm(conv, (kernel**2, 5, 5))
-        assert norm * F.conv_factor(kernel, stride, 0, dilation) <= 1 + 1e-6
+            conv.weight.copy_(torch.eye(k).reshape(k, 1, k))
+        norm = tools.operator_norm(conv, (k, n))
+        exact = F.conv_factor((k,), s, p, d, input_shape=(n,), transposed=True, output_padding=o)
+        assert max(1, norm) * exact == pytest.approx(1, rel=1e-12), (k, s, p, d, o, n)
+        assert exact >= F.conv_factor((k,), s, p, d, transposed=True, output_padding=o)
+        assert F.conv_factor((k,), s, p, d, transposed=True) == F.conv_factor((k,), s, 0, d)
+    # Counts multiply over axes.
+    assert F.conv_factor((4, 2, 3), (2, 2, 1), 1, transposed=True) == pytest.approx(6**-0.5)
 
 
 def errors() -> list[Any]:
@@ -183,7 +192,7 @@ def errors() -> list[Any]:
             cases.append(({**start, name: value}, TypeError, name, f">= {least}"))
         if name != "kernel_size":
             for value in ((1, 1, 1), (1,), ()):
-                cases.append(({**start, name: value}, ValueError, name, "2 elements"))
+                cases.append(({**start, name: value}, ValueError, name, "a pair of them"))
     cases += [
         ({"kernel_size": "3"}, TypeError, "kernel_size", ">= 1"),
         ({"kernel_size": ()}, ValueError, "kernel_size", "at least one"),
@@ -193,9 +202,17 @@ def errors() -> list[Any]:
         ({"kernel_size": 3, "input_shape": (8,)}, ValueError, "input_shape", "at least 2"),
         ({"kernel_size": 3, "input_shape": (8, 0)}, ValueError, "input_shape", ">= 1"),
         ({"kernel_size": 3, "input_shape": (8, 8.0)}, TypeError, "input_shape", ">= 1"),
+        ({"kernel_size": 3, "transposed": 1}, TypeError, "transposed", "True or False"),
+        ({"kernel_size": 3, "output_padding": 1}, ValueError, "output_padding", "transposed"),
         ({"kernel_size": 3, "input_shape": 8}, TypeError, "input_shape", "tuple or list"),
     ]
     return [pytest.param(*c, id=f"{i}-{c[2]}") for i, c in enumerate(cases)]
+
+
+def test_a_transposed_convolution_has_fewer_settings() -> None:
+    for bad in ({"padding": "same"}, {"padding_mode": "circular"}, {"output_padding": -1}):
+        with pytest.raises((TypeError, ValueError), match=f"{next(iter(bad))} must be"):
+            F.conv_factor(3, transposed=True, **bad)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("arguments, error, name, allowed", errors())

@@ -19,6 +19,8 @@ from .loss import (
     hkr_loss,
     hkr_multiclass_loss,
     kr_loss,
+    kr_loss_multi_gpu,
+    kr_loss_standard,
     lse_hkr_multiclass_loss,
     neg_kr_loss,
     process_labels_for_multi_gpu,
@@ -36,9 +38,11 @@ from .normalization import (
     spectral_norm_bound,
     spectral_normalize,
 )
+from .padding import SymmetricPad
 from .pooling import l2_norm_pool2d, scaled_avg_pool2d
 
 __all__ = [
+    "SymmetricPad",
     "apply_reduction",
     "bjorck",
     "categorical_hinge_loss",
@@ -55,6 +59,8 @@ __all__ = [
     "hkr_multiclass_loss",
     "householder",
     "kr_loss",
+    "kr_loss_multi_gpu",
+    "kr_loss_standard",
     "l2_norm_pool2d",
     "lipschitz_prelu",
     "lse_hkr_multiclass_loss",

@@ -80,7 +80,7 @@ def _sort_pairs(input: Tensor, dim: int, scale: float = 1.0) -> Tensor:
 
 
 def group_sort(
-    input: Tensor, group_size: int | None = None, dim: int = 1, scale: float = 1.0
+    input: Tensor, group_size: int | None = None, dim: int = 1, *, scale: float = 1.0
 ) -> Tensor:
     """Sort groups of ``group_size`` neighbours along ``dim`` in ascending order.
 

@@ -7,18 +7,11 @@ from collections.abc import Sequence
 from typing import Literal, Optional, Union
 
 from .. import _native, reference
-from .._checks import check_choice, check_positive_int
+from .._checks import check_bool, check_choice, check_int_or_tuple, check_positive_int
 
 __all__ = ["PADDING_MODES", "conv_factor"]
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular", "symmetric")
-
-
-def _axes(name: str, value: Union[int, Sequence[int]], axes: int, minimum: int) -> tuple[int, ...]:
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes
-    if len(values) != axes:
-        raise ValueError(f"{name} must be an int or have {axes} elements, got {value!r}")
-    return tuple(check_positive_int(name, v, minimum=minimum) for v in values)
 
 
 def padding_of_axes(
@@ -33,7 +26,7 @@ def padding_of_axes(
             return [(0, 0)] * len(kernel_size)
         totals = [d * (k - 1) for k, d in zip(kernel_size, dilation)]
         return [(t // 2, t - t // 2) for t in totals]
-    return [(p, p) for p in _axes("padding", padding, len(kernel_size), 0)]
+    return [(p, p) for p in check_int_or_tuple("padding", padding, len(kernel_size), 0)]
 
 
 def conv_factor(
@@ -43,6 +36,9 @@ def conv_factor(
     dilation: Union[int, Sequence[int]] = 1,
     padding_mode: str = "zeros",
     input_shape: Optional[Sequence[int]] = None,
+    *,
+    transposed: bool = False,
+    output_padding: Union[int, Sequence[int]] = 0,
 ) -> float:
     r"""What a convolution's weight has to be multiplied by so that the convolution is no larger.
 
@@ -52,7 +48,8 @@ def conv_factor(
     .. math:: \|\mathrm{conv}\| \le \|W\|_2 \sqrt{\max \text{uses}},
 
     and the factor is :math:`1 / \sqrt{\max \text{uses}}`, counted with integers. A transposed
-    convolution is the adjoint of the convolution with the same settings and has the same factor.
+    convolution is the adjoint of a convolution with the same settings and has the same factor: its
+    padding and output padding only say which outputs are kept.
 
     Args:
         kernel_size: one number an axis; a single int is a square kernel on two axes.
@@ -62,6 +59,9 @@ def conv_factor(
             ``"symmetric"``.
         input_shape: the size of the input; its last numbers, one an axis, are used. If None, the
             factor holds for inputs of every size.
+        transposed: for ``torch.nn.ConvTransposeNd``; ``padding`` is then a number, and
+            ``padding_mode`` ``"zeros"``.
+        output_padding: of a transposed convolution: an int for all axes or one an axis.
 
     Returns:
         The factor, in (0, 1].
@@ -73,11 +73,21 @@ def conv_factor(
     if not kernel:
         raise ValueError("kernel_size must have at least one element, got none")
     axes = len(kernel)
-    kernel = _axes("kernel_size", kernel, axes, 1)
-    strides = _axes("stride", stride, axes, 1)
-    dilations = _axes("dilation", dilation, axes, 1)
-    pads = padding_of_axes(padding, kernel, dilations)
+    kernel = check_int_or_tuple("kernel_size", kernel, axes)
+    strides = check_int_or_tuple("stride", stride, axes)
+    dilations = check_int_or_tuple("dilation", dilation, axes)
     check_choice("padding_mode", padding_mode, PADDING_MODES)
+    if check_bool("transposed", transposed):
+        check_choice("padding_mode", padding_mode, ("zeros",))
+        sides = check_int_or_tuple("padding", padding, axes, 0)
+        pads = [(p, p) for p in sides]
+    else:
+        pads = padding_of_axes(padding, kernel, dilations)
+    extra = check_int_or_tuple("output_padding", output_padding, axes, 0)
+    if any(extra) and not transposed:
+        raise ValueError(
+            f"output_padding must be 0 unless transposed is True, got {output_padding!r}"
+        )
     lengths: Sequence[int] = (0,) * axes
     if input_shape is not None:
         if not isinstance(input_shape, (tuple, list)):
@@ -89,6 +99,13 @@ def conv_factor(
         lengths = [check_positive_int("input_shape", n) for n in tuple(input_shape)[-axes:]]
     count = _native.kernels.largest_use if _native.kernels is not None else reference.largest_use
     uses = 1
-    for k, s, (before, after), d, n in zip(kernel, strides, pads, dilations, lengths):
+    for k, s, (before, after), d, n, o in zip(kernel, strides, pads, dilations, lengths, extra):
+        if transposed and n:
+            # The outputs of n inputs, seen as the inputs of the adjoint. Those kept beyond the
+            # reach of the last window are always 0 and left out.
+            after = max(after - o, 0)
+            n = (n - 1) * s + d * (k - 1) + 1 - before - after
+            if n < 1:
+                continue
         uses *= max(1, count(k, s, before, after, d, padding_mode, n))
     return 1 / math.sqrt(uses)

@@ -35,6 +35,8 @@ __all__ = [
     "hkr_loss",
     "hkr_multiclass_loss",
     "kr_loss",
+    "kr_loss_multi_gpu",
+    "kr_loss_standard",
     "lse_hkr_multiclass_loss",
     "neg_kr_loss",
     "process_labels_for_multi_gpu",
@@ -146,6 +148,16 @@ def kr_loss(input: Tensor, target: Tensor, multi_gpu: bool = False) -> Tensor:
     target = _check_pair(input, target)
     weight = target.to(input.dtype) if multi_gpu else _balanced(target, input.dtype)
     return (input * weight).mean(-1)
+
+
+def kr_loss_standard(input: Tensor, target: Tensor) -> Tensor:
+    """:func:`kr_loss` of labels."""
+    return kr_loss(input, target)
+
+
+def kr_loss_multi_gpu(input: Tensor, target: Tensor) -> Tensor:
+    """:func:`kr_loss` of what :func:`process_labels_for_multi_gpu` made of labels."""
+    return kr_loss(input, target, multi_gpu=True)
 
 
 def neg_kr_loss(input: Tensor, target: Tensor, multi_gpu: bool = False) -> Tensor:

@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+from ..export import vanilla_model
+from . import functional
 from .activation import FullSort, GroupSort, GroupSort2, HouseHolder, LPReLU, MaxMin
-from .conv import SpectralConv2d
+from .batch_norm import BatchCentering, BatchCentering2d, BatchLipNorm
+from .centering import LayerCentering, LayerCentering2d, ScaleBiasLayer
+from .conv import (
+    FrobeniusConv2d,
+    PadConv1d,
+    PadConv2d,
+    PadConv3d,
+    SpectralConv1d,
+    SpectralConv2d,
+    SpectralConv3d,
+    SpectralConvTranspose1d,
+    SpectralConvTranspose2d,
+    SpectralConvTranspose3d,
+)
 from .downsampling import InvertibleDownSampling
 from .linear import FrobeniusLinear, SpectralLinear
 from .loss import (
@@ -27,10 +42,16 @@ from .pooling import (
     ScaledAvgPool2d,
     ScaledL2NormPool2d,
 )
+from .residual import LipResidual
+from .scaling import ScaledLipschitzModule, SharedLipFactory
 from .upsampling import InvertibleUpSampling
 
 __all__ = [
+    "BatchCentering",
+    "BatchCentering2d",
+    "BatchLipNorm",
     "CategoricalHingeLoss",
+    "FrobeniusConv2d",
     "FrobeniusLinear",
     "FullSort",
     "GroupSort",
@@ -45,18 +66,34 @@ __all__ = [
     "KRLoss",
     "KRMulticlassLoss",
     "LPReLU",
+    "LayerCentering",
+    "LayerCentering2d",
+    "LipResidual",
     "LipschitzModule",
     "LseHKRMulticlassLoss",
     "MaxMin",
     "NegKRLoss",
+    "PadConv1d",
+    "PadConv2d",
+    "PadConv3d",
+    "ScaleBiasLayer",
     "ScaledAdaptativeL2NormPool2d",
     "ScaledAdaptiveAvgPool2d",
     "ScaledAvgPool2d",
     "ScaledL2NormPool2d",
+    "ScaledLipschitzModule",
     "Sequential",
+    "SharedLipFactory",
     "SoftHKRMulticlassLoss",
+    "SpectralConv1d",
     "SpectralConv2d",
+    "SpectralConv3d",
+    "SpectralConvTranspose1d",
+    "SpectralConvTranspose2d",
+    "SpectralConvTranspose3d",
     "SpectralLinear",
     "TauBCEWithLogitsLoss",
     "TauCrossEntropyLoss",
+    "functional",
+    "vanilla_model",
 ]

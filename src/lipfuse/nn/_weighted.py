@@ -7,10 +7,18 @@ from typing import Any, Literal, Optional
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
+from .._checkpoint import WeightChain
 from .._checks import check_choice, check_positive
-from ..parametrizations import LipschitzWeight, as_matrices
+from ..parametrizations import (
+    BjorckNorm,
+    FrobeniusNorm,
+    LConvNorm,
+    LipschitzWeight,
+    as_matrices,
+)
 from .module import LipschitzModule
 
 DEFAULT_EPS_SPECTRAL = 1e-3
@@ -35,11 +43,17 @@ def _rebuild(base: type[Any], state: dict[str, Any]) -> Any:
     """A layer with a computed weight: an instance of the class that torch makes at run time."""
     layer: Any = base.__new__(base)  # type: ignore[call-overload]
     layer.__dict__.update(state)
+    compute_weights(layer)
+    return layer
+
+
+def compute_weights(layer: Any) -> None:
+    """Gives a layer with parametrizations, but of a class without, the class that computes them."""
     parametrize._inject_new_class(layer)
     for name in layer.parametrizations:
         parametrize._inject_property(layer, name)
-    _shorten_access(type(layer))
-    return layer
+    if "weight" in layer.parametrizations:
+        _shorten_access(type(layer))
 
 
 def _shorten_access(kind: type[Any]) -> None:
@@ -76,6 +90,7 @@ class WeightedModule(LipschitzModule):
     def _normalise_weight(self, parametrization: nn.Module) -> None:
         assert isinstance(self, nn.Module)
         parametrize.register_parametrization(self, "weight", parametrization, unsafe=True)
+        WeightChain.adopt(self, factor=self._factor)
         _shorten_access(type(self))
 
     def _draw(self, groups: int = 1) -> None:
@@ -100,6 +115,36 @@ class WeightedModule(LipschitzModule):
 
     def _apply_k(self, k: float) -> None:
         self._parametrization.scale = k * self._factor
+
+    # Whether the corrective factor has been taken back.
+    _without_factor: bool = False
+
+    def _remove_from_weight(self, kind: type[nn.Module]) -> bool:
+        """Takes one step of the normalisation back, so that ``k_coef_lip`` still holds.
+
+        Returns:
+            Whether the layer has a step of that kind.
+        """
+        layer: Any = self
+        if not parametrize.is_parametrized(layer, "weight"):
+            return False
+        step = self._parametrization
+        if kind is BjorckNorm and isinstance(step, LipschitzWeight) and step.method != "spectral":
+            step.without_bjorck(layer.parametrizations.weight.original)
+        elif kind is LConvNorm and isinstance(layer, _ConvNd) and not self._without_factor:
+            self._without_factor = True
+            self.k_coef_lip = self.k_coef_lip / self._factor
+        elif kind is FrobeniusNorm and isinstance(step, FrobeniusNorm):
+            parametrize.remove_parametrizations(layer, "weight")
+            # No constant is left to promise: the first class that promises none.
+            unconstrained = (c for c in type(layer).__mro__ if not issubclass(c, LipschitzModule))
+            layer.__class__ = next(unconstrained)
+        else:
+            return False
+        return True
+
+    def apply_lipschitz_factor(self) -> None:
+        """Nothing to do: the normalised weight has the factor already."""
 
     # Parametrized modules of torch refuse to be pickled: their class is made at run time. Ours know
     # how to make it again.

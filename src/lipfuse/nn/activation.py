@@ -314,8 +314,8 @@ class HouseHolder(nn.Module, LipschitzModule):
             else:
                 self.theta.fill_(check_finite("theta_initializer", theta_initializer))
 
-    def forward(self, input: Tensor, axis: int = 1) -> Tensor:
-        return _scaled(F.householder(input, self.theta, axis), self._k)
+    def forward(self, z: Tensor, axis: int = 1) -> Tensor:
+        return _scaled(F.householder(z, self.theta, axis), self._k)
 
     def vanilla_export(self) -> nn.Module:
         k = self._k

@@ -1,16 +1,30 @@
-"""Convolutions with a normalised kernel."""
+"""Convolutions with a normalised kernel, and the unconstrained ones that they pad like.
+
+One mechanism for 1, 2 and 3 axes: ``_PadConv``, ``_SpectralConv`` and ``_SpectralConvTranspose``
+take every number of axes, and each public class adds the ``torch.nn`` class that convolves.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, Optional, Union
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from .._checks import check_bool, check_choice, check_int_or_pair, check_positive_int
-from ..export import plain_conv, plain_function
+from .._checks import (
+    check_bool,
+    check_choice,
+    check_int_or_tuple,
+    check_positive,
+    check_positive_int,
+)
+from ..export import plain_conv
 from ..functional.convolution import PADDING_MODES, conv_factor, padding_of_axes
+from ..functional.padding import SymmetricPad, symmetric_pad
+from ..parametrizations import FrobeniusNorm
 from ._weighted import (
     DEFAULT_EPS_BJORCK,
     DEFAULT_EPS_SPECTRAL,
@@ -20,32 +34,212 @@ from ._weighted import (
 )
 from .module import _join_repr
 
-__all__ = ["SpectralConv2d"]
+__all__ = [
+    "FrobeniusConv2d",
+    "PadConv1d",
+    "PadConv2d",
+    "PadConv3d",
+    "SpectralConv1d",
+    "SpectralConv2d",
+    "SpectralConv3d",
+    "SpectralConvTranspose1d",
+    "SpectralConvTranspose2d",
+    "SpectralConvTranspose3d",
+]
 
-_Pair = Union[int, tuple[int, int]]
+_Size = Union[int, Sequence[int]]
+_CONVOLVE: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
-def symmetric_pad(input: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
-    """Pads the last two dimensions by their mirror image, the edge included.
+def _check_channels(in_channels: int, out_channels: int, groups: int) -> None:
+    check_positive_int("in_channels", in_channels)
+    check_positive_int("out_channels", out_channels)
+    check_positive_int("groups", groups)
+    for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+        if channels % groups:
+            raise ValueError(f"{name} must be a multiple of groups={groups}, got {channels}")
+
+
+# ---- unconstrained -------------------------------------------------------------------------------
+
+
+class _PadConv(_ConvNd):
+    """A convolution of ``torch.nn`` that also knows symmetric padding."""
+
+    _axes: int
+    padding_mode: Any
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: _Size,
+        stride: _Size = 1,
+        padding: Union[_Size, Literal["valid", "same"]] = 0,
+        dilation: _Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Optional[torch.dtype] = None,
+    ) -> None:
+        axes = self._axes
+        _check_channels(in_channels, out_channels, groups)
+        kernel_size = check_int_or_tuple("kernel_size", kernel_size, axes)
+        stride = check_int_or_tuple("stride", stride, axes)
+        dilation = check_int_or_tuple("dilation", dilation, axes)
+        if isinstance(padding, str):
+            check_choice("padding", padding, ("valid", "same"))
+            if padding == "same" and any(s != 1 for s in stride):
+                raise ValueError(f"padding='same' must have a stride of 1, got {stride}")
+        else:
+            padding = check_int_or_tuple("padding", padding, axes, minimum=0)
+        check_bool("bias", bias)
+        check_choice("padding_mode", padding_mode, PADDING_MODES)
+        # torch.nn does not know "symmetric".
+        known = "zeros" if padding_mode == "symmetric" else padding_mode
+        build: Any = super().__init__  # of the torch.nn class that convolves
+        build(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            known,
+            device=device,
+            dtype=dtype,
+        )
+        self.padding_mode = padding_mode
+
+    def _symmetric_padding(self) -> list[int]:
+        axes = padding_of_axes(self.padding, self.kernel_size, self.dilation)
+        return [side for axis in reversed(axes) for side in axis]
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
+        if self.padding_mode != "symmetric":
+            return super()._conv_forward(input, weight, bias)
+        padded = symmetric_pad(input, self._symmetric_padding())
+        convolved: Tensor = _CONVOLVE[self._axes](
+            padded, weight, bias, self.stride, 0, self.dilation, self.groups
+        )
+        return convolved
+
+    def vanilla_export(self) -> nn.Module:
+        """The convolution of ``torch.nn`` with copies of the kernel in use and of the bias.
+
+        Symmetric padding, which ``torch.nn`` does not have, becomes a module of its own before it.
+        """
+        if self.padding_mode != "symmetric":
+            return plain_conv(self)
+        pad = SymmetricPad(0, onedim=self._axes == 1)
+        pad.pad = tuple(self._symmetric_padding())
+        # An unpadded twin: plain_conv reads the settings of what it is given.
+        mode, old = self.padding_mode, self.padding
+        try:
+            self.padding_mode, self.padding = "zeros", (0,) * self._axes
+            conv = plain_conv(self)
+        finally:
+            self.padding_mode, self.padding = mode, old
+        return nn.Sequential(pad.vanilla_export(), conv)
+
+
+class PadConv1d(_PadConv, nn.Conv1d):
+    """``torch.nn.Conv1d`` that also knows ``padding_mode="symmetric"``: see :class:`PadConv2d`."""
+
+    _axes = 1
+
+
+class PadConv2d(_PadConv, nn.Conv2d):
+    """``torch.nn.Conv2d`` that also knows ``padding_mode="symmetric"``. Not constrained.
 
     Args:
-        input: ``(..., h, w)``.
-        padding: (left, right, top, bottom), none larger than the size of its axis.
+        in_channels, out_channels: positive, divisible by ``groups``.
+        kernel_size, stride, dilation: a positive int or one an axis.
+        padding: an int or one an axis, not negative; or ``"valid"`` or ``"same"``.
+        groups, bias: as for ``torch.nn.Conv2d``.
+        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"``, ``"circular"`` or
+            ``"symmetric"``: the mirror image, the edge included.
+        device, dtype: of the parameters, as in ``torch.nn``.
+
+    Shape:
+        As ``torch.nn.Conv2d``.
+
+    Raises:
+        TypeError, ValueError: for arguments of the wrong kind or range, by name.
     """
-    left, right, top, bottom = padding
-    for before, after, axis in ((left, right, -1), (top, bottom, -2)):
-        # An empty slice where nothing is to be added.
-        size = input.shape[axis]
-        parts = [
-            input.narrow(axis, 0, before).flip(axis),
-            input,
-            input.narrow(axis, size - after, after).flip(axis),
-        ]
-        input = torch.cat(parts, axis)
-    return input
+
+    _axes = 2
 
 
-class SpectralConv2d(nn.Conv2d, WeightedModule):
+class PadConv3d(_PadConv, nn.Conv3d):
+    """``torch.nn.Conv3d`` that also knows ``padding_mode="symmetric"``: see :class:`PadConv2d`."""
+
+    _axes = 3
+
+
+# ---- spectral ------------------------------------------------------------------------------------
+
+
+class _SpectralConv(_PadConv, WeightedModule):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: _Size,
+        stride: _Size = 1,
+        padding: Union[_Size, Literal["valid", "same"]] = 0,
+        dilation: _Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        k_coef_lip: float = 1.0,
+        eps_spectral: float = DEFAULT_EPS_SPECTRAL,
+        eps_bjorck: Optional[float] = DEFAULT_EPS_BJORCK,
+        device: Any = None,
+        dtype: Optional[torch.dtype] = None,
+        *,
+        method: Literal["polar", "bjorck"] = "polar",
+    ) -> None:
+        check_layer(k_coef_lip, eps_spectral, eps_bjorck, method)
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
+        WeightedModule.__init__(self, k_coef_lip)
+        self._factor = conv_factor(
+            self.kernel_size, self.stride, padding, self.dilation, padding_mode
+        )
+        self._normalise_weight(
+            lipschitz_weight(
+                self.weight, k_coef_lip * self._factor, eps_spectral, eps_bjorck, method, groups
+            )
+        )
+
+    def reset_parameters(self) -> None:
+        """Draws orthogonal weights and sets the bias to zero."""
+        self._draw(self.groups)
+
+    def extra_repr(self) -> str:
+        return _join_repr(super().extra_repr(), self._k_repr())
+
+
+class SpectralConv1d(_SpectralConv, PadConv1d):
+    """A ``k_coef_lip``-Lipschitz 1-d convolution: :class:`SpectralConv2d` with one axis."""
+
+
+class SpectralConv2d(_SpectralConv, PadConv2d):
     r"""A ``k_coef_lip``-Lipschitz 2-d convolution.
 
     Its kernel, as one matrix a group of ``out_channels / groups`` rows, is the polar factor of the
@@ -73,49 +267,51 @@ class SpectralConv2d(nn.Conv2d, WeightedModule):
         TypeError, ValueError: for arguments of the wrong kind or range, by name.
     """
 
-    padding_mode: Any
+
+class SpectralConv3d(_SpectralConv, PadConv3d):
+    """A ``k_coef_lip``-Lipschitz 3-d convolution: :class:`SpectralConv2d` with three axes."""
+
+
+# ---- Frobenius -----------------------------------------------------------------------------------
+
+
+class FrobeniusConv2d(PadConv2d, WeightedModule):
+    """A ``k_coef_lip``-Lipschitz 2-d convolution whose kernel is divided by its Frobenius norm.
+
+    The Frobenius norm bounds the spectral norm, and is equal to it for a single output channel,
+    where this layer is the cheaper :class:`SpectralConv2d`. The corrective factor is the same. All
+    groups share one norm.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            padding_mode: as for :class:`SpectralConv2d`.
+        k_coef_lip: the Lipschitz constant, positive.
+        device, dtype: of the parameters, as in ``torch.nn``.
+
+    Shape:
+        As ``torch.nn.Conv2d``.
+
+    Raises:
+        TypeError, ValueError: for arguments of the wrong kind or range, by name.
+    """
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: _Pair,
-        stride: _Pair = 1,
-        padding: Union[_Pair, Literal["valid", "same"]] = 0,
-        dilation: _Pair = 1,
+        kernel_size: _Size,
+        stride: _Size = 1,
+        padding: Union[_Size, Literal["valid", "same"]] = 0,
+        dilation: _Size = 1,
         groups: int = 1,
         bias: bool = True,
         padding_mode: str = "zeros",
         k_coef_lip: float = 1.0,
-        eps_spectral: float = DEFAULT_EPS_SPECTRAL,
-        eps_bjorck: Optional[float] = DEFAULT_EPS_BJORCK,
         device: Any = None,
         dtype: Optional[torch.dtype] = None,
-        *,
-        method: Literal["polar", "bjorck"] = "polar",
     ) -> None:
-        check_positive_int("in_channels", in_channels)
-        check_positive_int("out_channels", out_channels)
-        check_positive_int("groups", groups)
-        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if channels % groups:
-                raise ValueError(f"{name} must be a multiple of groups={groups}, got {channels}")
-        kernel_size = check_int_or_pair("kernel_size", kernel_size)
-        stride = check_int_or_pair("stride", stride)
-        dilation = check_int_or_pair("dilation", dilation)
-        if isinstance(padding, str):
-            check_choice("padding", padding, ("valid", "same"))
-            if padding == "same" and stride != (1, 1):
-                raise ValueError(f"padding='same' must have a stride of 1, got {stride}")
-        else:
-            padding = check_int_or_pair("padding", padding, minimum=0)
-        check_bool("bias", bias)
-        check_choice("padding_mode", padding_mode, PADDING_MODES)
-        check_layer(k_coef_lip, eps_spectral, eps_bjorck, method)
-        # torch.nn does not know "symmetric".
-        known: Any = "zeros" if padding_mode == "symmetric" else padding_mode
-        nn.Conv2d.__init__(
-            self,
+        check_positive("k_coef_lip", k_coef_lip)
+        super().__init__(
             in_channels,
             out_channels,
             kernel_size,
@@ -124,57 +320,137 @@ class SpectralConv2d(nn.Conv2d, WeightedModule):
             dilation,
             groups,
             bias,
-            known,
-            device=device,
-            dtype=dtype,
+            padding_mode,
+            device,
+            dtype,
         )
-        self.padding_mode = padding_mode
         WeightedModule.__init__(self, k_coef_lip)
-        self._factor = conv_factor(kernel_size, stride, padding, dilation, padding_mode)
+        self._factor = conv_factor(
+            self.kernel_size, self.stride, padding, self.dilation, padding_mode
+        )
+        self._normalise_weight(FrobeniusNorm(False, k_coef_lip * self._factor))
+
+    def reset_parameters(self) -> None:
+        """Draws orthogonal weights and sets the bias to zero."""
+        self._draw()
+
+    def extra_repr(self) -> str:
+        return _join_repr(super().extra_repr(), self._k_repr())
+
+
+# ---- transposed ----------------------------------------------------------------------------------
+
+
+class _SpectralConvTranspose(_ConvTransposeNd, WeightedModule):
+    _axes: int
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: _Size,
+        stride: _Size = 1,
+        padding: _Size = 0,
+        output_padding: _Size = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: _Size = 1,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Optional[torch.dtype] = None,
+        k_coef_lip: float = 1.0,
+        eps_spectral: float = DEFAULT_EPS_SPECTRAL,
+        eps_bjorck: Optional[float] = DEFAULT_EPS_BJORCK,
+        *,
+        method: Literal["polar", "bjorck"] = "polar",
+    ) -> None:
+        axes = self._axes
+        check_layer(k_coef_lip, eps_spectral, eps_bjorck, method)
+        _check_channels(in_channels, out_channels, groups)
+        kernel_size = check_int_or_tuple("kernel_size", kernel_size, axes)
+        stride = check_int_or_tuple("stride", stride, axes)
+        padding = check_int_or_tuple("padding", padding, axes, minimum=0)
+        dilation = check_int_or_tuple("dilation", dilation, axes)
+        extra = check_int_or_tuple("output_padding", output_padding, axes, minimum=0)
+        if any(o >= max(s, d) for o, s, d in zip(extra, stride, dilation)):
+            raise ValueError(
+                "output_padding must be smaller than stride or dilation, got "
+                f"{output_padding!r} with stride {stride} and dilation {dilation}"
+            )
+        check_bool("bias", bias)
+        check_choice("padding_mode", padding_mode, ("zeros",))
+        build: Any = super().__init__  # of the torch.nn class that convolves
+        build(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            extra,
+            groups,
+            bias,
+            dilation,
+            padding_mode,
+            device,
+            dtype,
+        )
+        WeightedModule.__init__(self, k_coef_lip)
+        self._factor = conv_factor(kernel_size, stride, padding, dilation, transposed=True)
         self._normalise_weight(
             lipschitz_weight(
-                self.weight,
-                self.k_coef_lip * self._factor,
-                eps_spectral,
-                eps_bjorck,
-                method,
-                groups,
+                self.weight, k_coef_lip * self._factor, eps_spectral, eps_bjorck, method, groups
             )
         )
-
-    def _symmetric_padding(self) -> tuple[int, int, int, int]:
-        (top, bottom), (left, right) = padding_of_axes(
-            self.padding, self.kernel_size, self.dilation
-        )
-        return left, right, top, bottom
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
-        if self.padding_mode != "symmetric":
-            return super()._conv_forward(input, weight, bias)
-        padded = symmetric_pad(input, self._symmetric_padding())
-        return F.conv2d(padded, weight, bias, self.stride, 0, self.dilation, self.groups)
 
     def reset_parameters(self) -> None:
         """Draws orthogonal weights and sets the bias to zero."""
         self._draw(self.groups)
 
     def vanilla_export(self) -> nn.Module:
-        """A ``torch.nn.Conv2d`` with copies of the normalised kernel and the bias.
-
-        Symmetric padding, which ``torch.nn`` does not have, becomes a module of its own before it.
-        """
-        if self.padding_mode != "symmetric":
-            return plain_conv(self)
-        padding = self._symmetric_padding()
-        # An unpadded twin: plain_conv reads the settings of what it is given.
-        mode, old = self.padding_mode, self.padding
-        try:
-            self.padding_mode, self.padding = "zeros", (0, 0)
-            conv = plain_conv(self)
-        finally:
-            self.padding_mode, self.padding = mode, old
-        pad = plain_function("SymmetricPad2d", lambda x: symmetric_pad(x, padding))
-        return nn.Sequential(pad, conv)
+        """The convolution of ``torch.nn`` with copies of the normalised kernel and the bias."""
+        return plain_conv(self)
 
     def extra_repr(self) -> str:
-        return _join_repr(nn.Conv2d.extra_repr(self), self._k_repr())
+        return _join_repr(super().extra_repr(), self._k_repr())
+
+
+class SpectralConvTranspose1d(_SpectralConvTranspose, nn.ConvTranspose1d):
+    """A ``k_coef_lip``-Lipschitz 1-d transposed convolution: :class:`SpectralConvTranspose2d`."""
+
+    _axes = 1
+
+
+class SpectralConvTranspose2d(_SpectralConvTranspose, nn.ConvTranspose2d):
+    r"""A ``k_coef_lip``-Lipschitz 2-d transposed convolution.
+
+    It is the adjoint of the convolution with the same kernel and settings, and has its norm: the
+    kernel, as one matrix a group of ``in_channels / groups`` rows, is normalised as that of
+    :class:`SpectralConv2d`, with the same corrective factor.
+
+    Args:
+        in_channels, out_channels: positive, divisible by ``groups``.
+        kernel_size, stride, dilation: a positive int or a pair.
+        padding: an int or a pair, not negative: how much the output is cropped.
+        output_padding: an int or a pair, smaller than ``stride`` or ``dilation``.
+        groups: each is normalised on its own.
+        bias: whether to add a learnable bias.
+        padding_mode: ``"zeros"``.
+        device, dtype: of the parameters, as in ``torch.nn``.
+        k_coef_lip: the Lipschitz constant, positive.
+        eps_spectral, eps_bjorck, method: as for :class:`SpectralLinear`.
+
+    Shape:
+        ``(N, in_channels, H, W)`` to ``(N, out_channels, H', W')``, as
+        ``torch.nn.ConvTranspose2d``; ``forward`` takes its ``output_size``, too.
+
+    Raises:
+        TypeError, ValueError: for arguments of the wrong kind or range, by name.
+    """
+
+    _axes = 2
+
+
+class SpectralConvTranspose3d(_SpectralConvTranspose, nn.ConvTranspose3d):
+    """A ``k_coef_lip``-Lipschitz 3-d transposed convolution: :class:`SpectralConvTranspose2d`."""
+
+    _axes = 3

@@ -2,17 +2,19 @@ r"""The base of every Lipschitz layer, and the container that shares a constant 
 
 from __future__ import annotations
 
-import abc
 import math
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar, overload
+from typing import Any, Optional, TypeVar, overload
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from .._checks import check_positive
 from ..export import plain_function, vanilla_model
+from .scaling import ScaledLipschitzModule, SharedLipFactory
 
 __all__ = ["LipschitzModule", "Sequential"]
 
@@ -23,7 +25,24 @@ _SequentialT = TypeVar("_SequentialT", bound="Sequential")
 _ROUNDING = 1e-12
 
 
-class LipschitzModule(abc.ABC):
+class _LipschitzFactor(nn.Module):
+    """The parametrization that multiplies a weight by the constant of its layer."""
+
+    def __init__(self, k: float) -> None:
+        super().__init__()
+        self.k = k
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight if self.k == 1.0 else weight * self.k
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight
+
+    def extra_repr(self) -> str:
+        return f"k={self.k:g}"
+
+
+class LipschitzModule(ScaledLipschitzModule):
     """What makes a ``torch.nn.Module`` a layer with a Lipschitz constant of its own.
 
     A mixin: derive from the ``torch.nn`` class first and from this one second, and call both
@@ -32,20 +51,26 @@ class LipschitzModule(abc.ABC):
 
     Args:
         coefficient_lip: the Lipschitz constant to guarantee: positive and finite.
+        factory: where to register the layer, whose factor is its constant.
 
     Raises:
-        TypeError: if ``coefficient_lip`` is not a number.
-        ValueError: if it is not positive and finite.
+        TypeError: if ``coefficient_lip`` is not a number, or ``factory`` neither None nor a
+            :class:`SharedLipFactory`.
+        ValueError: if the constant is not positive and finite.
 
     Note:
-        A layer whose ``forward`` reads ``self.k_coef_lip`` needs nothing else. One that keeps its
-        scale somewhere else (in a weight parametrization, say) overrides :meth:`_apply_k`.
+        A layer whose ``forward`` reads ``self.k_coef_lip`` needs nothing else. One that is
+        1-Lipschitz with its ``weight`` calls :meth:`apply_lipschitz_factor`. One that keeps its
+        scale somewhere else overrides :meth:`_apply_k`.
     """
 
     _k: float
 
-    def __init__(self, coefficient_lip: float = 1.0) -> None:
+    def __init__(
+        self, coefficient_lip: float = 1.0, factory: Optional[SharedLipFactory] = None
+    ) -> None:
         self._k = check_positive("k_coef_lip", coefficient_lip)
+        self._register_at(factory)
 
     @property
     def k_coef_lip(self) -> float:
@@ -70,24 +95,48 @@ class LipschitzModule(abc.ABC):
     def _coefficient_lip(self, value: float) -> None:
         self.k_coef_lip = value
 
-    def _apply_k(self, k: float) -> None:  # noqa: B027, to do nothing is a fine default
+    def _apply_k(self, k: float) -> None:
         """Carry a new constant to wherever the layer keeps it besides ``k_coef_lip``.
 
         Called whenever ``k_coef_lip`` is set, but not by the constructor.
         """
+        for step in self._factors_of_weight():
+            step.k = k
+
+    def _factors_of_weight(self) -> list[_LipschitzFactor]:
+        module: Any = self
+        if not parametrize.is_parametrized(module, "weight"):
+            return []
+        return [p for p in module.parametrizations.weight if isinstance(p, _LipschitzFactor)]
+
+    def apply_lipschitz_factor(self) -> None:
+        """Multiplies ``weight`` by ``k_coef_lip``, whatever is set there later.
+
+        For layers of one's own, at the end of the constructor. Nothing happens a second time.
+
+        Raises:
+            ValueError: if the layer has no parameter ``weight``.
+        """
+        module: Any = self
+        if not isinstance(getattr(module, "weight", None), Tensor):
+            raise ValueError(f"{type(self).__name__} must have a weight to apply a factor to")
+        if not self._factors_of_weight():
+            parametrize.register_parametrization(
+                module, "weight", _LipschitzFactor(self._k), unsafe=True
+            )
+
+    @property
+    def scaling(self) -> bool:
+        """Whether the layer's constant is another than 1."""
+        return self.k_coef_lip != 1.0
+
+    def get_scaling(self, training: bool = False, update: bool = True) -> Tensor:
+        """The layer's constant."""
+        return torch.tensor(self.k_coef_lip)
 
     def _k_repr(self) -> str:
         """``"k_coef_lip=..."``, or nothing for 1: what ``extra_repr`` shows."""
         return "" if self._k == 1.0 else f"k_coef_lip={self._k:g}"
-
-    @abc.abstractmethod
-    def vanilla_export(self) -> nn.Module:
-        """The same map as a plain PyTorch module, with copies of the tensors.
-
-        Returns:
-            A module made of ``torch.nn`` classes, or a ``torch.fx.GraphModule`` of plain torch
-            functions where ``torch.nn`` has no such layer. It knows nothing of this package.
-        """
 
 
 def _join_repr(*parts: str) -> str:
@@ -162,6 +211,8 @@ def _is_one_lipschitz(module: nn.Module) -> bool:
     kind = type(module)
     if kind in _ONE_LIPSCHITZ:
         return True
+    if isinstance(module, ScaledLipschitzModule) and not isinstance(module, LipschitzModule):
+        return not module.scaling
     if kind in _POOLING_AXES:
         # Maximum and mean are 1-Lipschitz on each window, and disjoint windows share no input.
         plain = not getattr(module, "return_indices", False)
