@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import init, normalizers, utils
 from .activation import FullSort, GroupSort, GroupSort2, HouseHolder, LPReLU, MaxMin
 from .conv import SpectralConv2d
 from .downsampling import InvertibleDownSampling
@@ -59,4 +60,7 @@ __all__ = [
     "SpectralLinear",
     "TauBCEWithLogitsLoss",
     "TauCrossEntropyLoss",
+    "init",
+    "normalizers",
+    "utils",
 ]

@@ -77,8 +77,8 @@ class LipschitzModule(abc.ABC):
         """
 
     def _k_repr(self) -> str:
-        """``"k_coef_lip=..."``, or nothing for 1: what ``extra_repr`` shows."""
-        return "" if self._k == 1.0 else f"k_coef_lip={self._k:g}"
+        """``"k_coef_lip=..."``: what ``extra_repr`` shows."""
+        return f"k_coef_lip={self.k_coef_lip:g}"
 
     @abc.abstractmethod
     def vanilla_export(self) -> nn.Module:
@@ -407,5 +407,4 @@ class Sequential(nn.Sequential, LipschitzModule):
         return plain
 
     def extra_repr(self) -> str:
-        k = self.k_coef_lip
-        return "" if k == 1.0 else f"k_coef_lip={k:g}"
+        return self._k_repr()
