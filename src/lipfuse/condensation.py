@@ -15,7 +15,9 @@ __all__ = ["condense"]
 
 _M = TypeVar("_M", bound=nn.Module)
 
-# What writing a weight and normalising it again may change, in units of the dtype's rounding.
+# What writing a weight and normalising it again may change, relative to the largest element: an
+# iteration that stops by a tolerance gets a little further; or so many units of rounding.
+_TOLERANCE = 1e-5
 _ROUNDING = 64
 
 
@@ -86,8 +88,8 @@ def _write(module: Any, name: str, weight: Tensor) -> None:
                 getattr(chain, f"original{i}").copy_(part)
         with _at_rest(module):
             again = getattr(module, name)
-        allowed = _ROUNDING * torch.finfo(weight.dtype).eps * weight.abs().amax()
-        same = bool((again - weight).abs().amax() <= allowed)
+        allowed = max(_TOLERANCE, _ROUNDING * torch.finfo(weight.dtype).eps)
+        same = bool((again - weight).abs().amax() <= allowed * weight.abs().amax())
     except (AttributeError, NotImplementedError, RuntimeError, ValueError):
         same = False  # a parametrization without an inverse, or one that refuses this weight
     if not same:
