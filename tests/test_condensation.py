@@ -128,7 +128,7 @@ def test_zero_and_rank_deficient_weights_keep_their_function() -> None:
 def test_training_goes_on() -> None:
     model = lnn.Sequential(lnn.SpectralLinear(4, 8), lnn.GroupSort2(), lnn.SpectralLinear(8, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    optimizer.register_step_post_hook(lambda *_: lipfuse.condense(model) and None)
+    optimizer.register_step_post_hook(lambda *_: lipfuse.condense(model))
     x, y = torch.randn(32, 4), torch.randn(32, 1)
     losses = []
     for _ in range(20):

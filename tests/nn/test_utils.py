@@ -61,6 +61,15 @@ def test_a_warm_start_ends_early() -> None:
     assert float((moved - u).norm()) < 1e-5
 
 
+def test_a_random_start_gets_twice_the_iterations() -> None:
+    w = tools.matrix("near", (6, 6))
+    torch.manual_seed(1)
+    found = normalizers.spectral_normalization(w, eps=1e-30, maxiter=3)
+    torch.manual_seed(1)
+    start = torch.randn(6, dtype=torch.float64)
+    assert tools.equal_bits(found, normalizers.spectral_normalization(w, start, 1e-30, 6))
+
+
 def test_zero_and_bjorck() -> None:
     zero = torch.zeros(3, 4)
     out, _, sigma = normalizers.spectral_normalization(zero)
