@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import lipfuse
 import lipfuse.nn as lnn
-from lipfuse import _native, monitoring
+from lipfuse import _measurement, _native
 from lipfuse import parametrizations as ours
 
 
@@ -154,7 +154,7 @@ def test_copies_are_plain() -> None:
 def test_large_matrices_are_searched(monkeypatch: pytest.MonkeyPatch) -> None:
     model = drifted()
     before = lipfuse.monitor(model)
-    monkeypatch.setattr(monitoring, "_MOST_VALUES", 1)
+    monkeypatch.setattr(_measurement, "_MOST_VALUES", 1)
     after = lipfuse.monitor(model)
     for key, value in before.items():
         if key.endswith(("_min", "_max")):

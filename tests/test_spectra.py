@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import lipfuse.nn as lnn
-from lipfuse import compute_layer_sv, compute_model_sv, layer_singular_values, spectra
+from lipfuse import _operators, compute_layer_sv, compute_model_sv, layer_singular_values
 from lipfuse._lanczos import extreme_singular_values
 
 
@@ -50,8 +50,8 @@ def test_operators(layer: nn.Module, shape: tuple[int, ...], monkeypatch: Any) -
     low, high = compute_layer_sv(layer, input_shape=list(shape))
     assert (low, high) == (float(found[-1]), float(found[0]))
     # The same without a decomposition.
-    monkeypatch.setattr(spectra, "_MOST_VALUES", 1)
-    monkeypatch.setattr(spectra, "_circulant_strides", lambda *_: None)
+    monkeypatch.setattr(_operators, "_MOST_VALUES", 1)
+    monkeypatch.setattr(_operators.LayerOperator, "_circulant_strides", lambda _: None)
     ends = compute_layer_sv(layer, input_shape=shape)
     assert ends == pytest.approx((low, high), abs=1e-8)
     with pytest.raises(ValueError, match="input_shape must be smaller to decompose"):
@@ -123,7 +123,7 @@ class Residual(nn.Module):
         self.unused = nn.Conv2d(2, 2, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(x) + self.conv(x[:, :, :3])[:, :, :1]
+        return x + self.conv(x) + self.conv(input=x[:, :, :3])[:, :, :1]
 
 
 def test_a_model() -> None:
@@ -170,6 +170,9 @@ def test_supplementary_types_come_first() -> None:
         found = compute_model_sv(model[0], rules)
         assert compute_layer_sv(model[1], rules) == (1.0, 1.0)
     assert found == {"": (0.0, 3.0)}
+    broken: Any = {nn.ReLU: lambda: (0, 1)}  # an error in such a function is not hidden
+    with pytest.raises(TypeError, match="positional argument"):
+        compute_model_sv(nn.Sequential(nn.ReLU()), broken)
 
 
 def test_a_parametrized_container_hides_nothing() -> None:

@@ -6,7 +6,6 @@ are computed in float64, from the weights that a layer uses in evaluation.
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ from torch.nn.utils import parametrize
 from ._checks import check_positive_int
 from ._lanczos import extreme_singular_values
 from ._modes import evaluating
-from .export import vanilla_model
+from ._operators import LayerOperator, label, plain_copy
 from .nn.activation import GroupSort, HouseHolder, LPReLU, MaxMin
 from .nn.downsampling import InvertibleDownSampling
 from .nn.module import LipschitzModule
@@ -30,138 +29,30 @@ __all__ = ["compute_layer_sv", "compute_model_sv", "layer_singular_values"]
 _Bounds = tuple[float, float]
 _Rules = Mapping[type[nn.Module], Callable[[Any], _Bounds]]
 
-# A full decomposition is made where the smaller side is at most this, and the matrix fits.
-_MOST_VALUES = 1024
-_MOST_ELEMENTS = 2**22
-
-_CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-# ---- layers as operators -------------------------------------------------------------------------
+class _UnknownLayerError(TypeError):
+    """Nothing is known of such a layer."""
 
 
-def _label(layer: nn.Module) -> str:
-    name: str = parametrize.type_before_parametrizations(layer).__name__
-    return name
+class _NoShapeError(ValueError):
+    """A layer's singular values depend on the shape of its input, which was not given."""
 
 
-def _plain(layer: nn.Module) -> nn.Module:
-    """A copy in float64 that computes what the layer computes in evaluation."""
-    if isinstance(layer, LipschitzModule) or parametrize.is_parametrized(layer):
-        plain = vanilla_model(layer, in_place=False)
-    else:
-        # Weights that a hook has computed are no leaves, which torch does not copy.
-        attributes = [t for m in layer.modules() for t in m.__dict__.values()]
-        computed = [t for t in attributes if isinstance(t, Tensor) and not t.is_leaf]
-        plain = copy.deepcopy(layer, {id(t): t.detach().clone() for t in computed})
-    tensors = [t for t in (*plain.parameters(), *plain.buffers()) if t.is_floating_point()]
-    if not all(bool(torch.isfinite(t).all()) for t in tensors):
-        raise ValueError(f"layer must be finite, got {_label(layer)} with NaN or infinite elements")
-    plain = plain.double().eval().requires_grad_(False)
-    if isinstance(plain, nn.Linear) and plain._forward_pre_hooks:
-        plain(torch.zeros(plain.in_features).to(tensors[0].device).double())  # computes the weight
-    return plain
+# ---- all of them --------------------------------------------------------------------------------
 
 
-class _Operator:
-    """A layer without its constant part, on inputs of one shape, in float64."""
-
-    def __init__(self, plain: nn.Module, shape: tuple[int, ...], name: str) -> None:
-        self.plain, self.shape = plain, shape
-        like: Tensor = next((p for p in plain.parameters()), torch.empty(0))
-        self.zero = torch.zeros((1, *shape), dtype=torch.float64, device=like.device)
-        with torch.no_grad():
-            try:
-                self.constant = plain(self.zero)
-            except (RuntimeError, ValueError, IndexError) as error:
-                raise ValueError(
-                    f"input_shape must fit {name}, got {shape}: {str(error).splitlines()[0]}"
-                ) from error
-        self.rows, self.columns = self.constant.numel(), self.zero.numel()
-
-    def apply(self, x: Tensor) -> Tensor:
-        """``(N, columns)`` to ``(N, rows)``."""
-        with torch.no_grad():
-            y: Tensor = self.plain(x.reshape(-1, *self.shape)) - self.constant
-        return y.flatten(1)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """``(rows,)`` to ``(columns,)``."""
-        with torch.enable_grad():
-            x = self.zero.clone().requires_grad_()
-            output = self.plain(x)
-            (gradient,) = torch.autograd.grad(output, x, y.reshape(output.shape))
-        return gradient.flatten()
-
-    def is_affine(self) -> bool:
-        """Whether a random combination of random inputs is mapped to that of the outputs."""
-        generator = torch.Generator().manual_seed(0)
-        x, y = torch.randn(2, self.columns, dtype=torch.float64, generator=generator).to(self.zero)
-        values = self.apply(torch.stack((x, y, 0.7 * x - 1.3 * y)))
-        gap = values[2] - (0.7 * values[0] - 1.3 * values[1])
-        return bool(gap.abs().max() <= 1e-9 * values.abs().max()) if gap.numel() else True
-
-    def dense(self) -> Tensor:
-        identity = torch.eye(self.columns, dtype=torch.float64, device=self.zero.device)
-        parts = identity.split(max(1, _MOST_ELEMENTS // max(self.columns, self.rows, 1)))
-        return torch.cat([self.apply(part) for part in parts]).mT
-
-    def is_small(self) -> bool:
-        fits = self.rows * self.columns <= _MOST_ELEMENTS
-        return fits and min(self.rows, self.columns) <= _MOST_VALUES
-
-
-def _circulant_strides(plain: nn.Module, operator: _Operator) -> Optional[tuple[int, ...]]:
-    """The strides of a convolution that commutes with shifts, or None if it does not."""
-    if not isinstance(plain, _CONVOLUTIONS) or plain.padding_mode != "circular":
-        return None
-    sizes, strides = operator.shape[1:], tuple(plain.stride)
-    outputs = operator.constant.shape[2:]
-    fits = all(n == m * s for n, m, s in zip(sizes, outputs, strides))
-    return strides if fits and len(sizes) == len(strides) else None
-
-
-def _circulant_values(operator: _Operator, strides: tuple[int, ...]) -> Tensor:
-    """Of a circular convolution, from one small matrix for each frequency.
-
-    Shifting the input by the stride shifts the output by one: on the input's phases, taken as
-    channels, it is a circulant matrix of blocks, and the Fourier transform makes its blocks
-    independent (Sedghi, Gupta, Long, arXiv 1805.10408, for a stride of 1).
-    """
-    channels, sizes = operator.shape[0], operator.shape[1:]
-    inside = torch.zeros((channels, *strides), dtype=torch.float64, device=operator.zero.device)
-    impulses = []
-    for index in torch.ones_like(inside).nonzero().tolist():
-        impulse = torch.zeros_like(operator.zero)
-        impulse[(0, *index)] = 1
-        impulses.append(impulse)
-    outputs = operator.constant.shape[1:]
-    responses = operator.apply(torch.cat(impulses)).reshape(-1, *outputs)
-    axes = tuple(range(2, 2 + len(sizes)))
-    blocks = torch.fft.fftn(responses, dim=axes).flatten(2).permute(2, 1, 0)
-    return torch.linalg.svdvals(blocks).flatten().sort(descending=True).values
-
-
-def _batch_norm_scales(layer: Any) -> Tensor:
-    if layer.running_var is None:
-        raise TypeError(f"{_label(layer)} without running statistics is not linear in evaluation")
-    scales = (layer.running_var.detach().double() + layer.eps).rsqrt()
-    if layer.weight is not None:
-        scales = scales * layer.weight.detach().double()
-    return scales.abs()
-
-
-def _operator_of(plain: nn.Module, layer: nn.Module, input_shape: object) -> _Operator:
+def _operator_of(plain: nn.Module, layer: nn.Module, input_shape: object) -> LayerOperator:
     if input_shape is None:
-        raise ValueError(
-            f"input_shape must be given for {_label(layer)}, the shape of one input without the "
+        raise _NoShapeError(
+            f"input_shape must be given for {label(layer)}, the shape of one input without the "
             "batch dimension: its singular values depend on it"
         )
-    operator = _Operator(plain, _checked_shape(input_shape), _label(layer))
+    operator = LayerOperator(plain, _checked_shape(input_shape), label(layer))
     if not operator.is_affine():
-        raise TypeError(
-            f"layer must be linear or one that bounds are known for, got {_label(layer)}; "
+        raise _UnknownLayerError(
+            f"layer must be linear or one that bounds are known for, got {label(layer)}; "
             "name its smallest and largest singular value in supplementary_type2sv"
         )
     return operator
@@ -171,6 +62,17 @@ def _checked_shape(input_shape: object) -> tuple[int, ...]:
     if not isinstance(input_shape, (tuple, list)):
         raise TypeError(f"input_shape must be a tuple or list of ints, got {input_shape!r}")
     return tuple(check_positive_int("input_shape", n) for n in input_shape)
+
+
+def _batch_norm_scales(layer: Any) -> Tensor:
+    if layer.running_var is None:
+        raise _UnknownLayerError(
+            f"{label(layer)} without running statistics is not linear in evaluation"
+        )
+    scales = (layer.running_var.detach().double() + layer.eps).rsqrt()
+    if layer.weight is not None:
+        scales = scales * layer.weight.detach().double()
+    return scales.abs()
 
 
 def _check_layer(layer: object) -> nn.Module:
@@ -199,20 +101,18 @@ def layer_singular_values(
         ValueError: if ``input_shape`` is missing or does not fit, or the operator is too large to
             decompose (:func:`compute_layer_sv` gives the extremes).
     """
-    plain = _plain(_check_layer(layer))
+    plain = plain_copy(_check_layer(layer))
     if isinstance(plain, nn.Linear):
         return torch.linalg.svdvals(plain.weight)
     operator = _operator_of(plain, layer, input_shape)
-    strides = _circulant_strides(plain, operator)
-    if strides is not None:
-        return _circulant_values(operator, strides)
-    if not operator.is_small():
+    values = operator.singular_values()
+    if values is None:
         raise ValueError(
-            f"input_shape must be smaller to decompose {_label(layer)}, a {operator.rows} x "
-            f"{operator.columns} operator at {operator.shape} (at most {_MOST_VALUES} singular "
-            f"values, {_MOST_ELEMENTS} elements); compute_layer_sv gives the extremes"
+            f"input_shape must be smaller to decompose {label(layer)}, a {operator.rows} x "
+            f"{operator.columns} operator for inputs of shape {operator.shape}; compute_layer_sv "
+            "gives the extremes"
         )
-    return torch.linalg.svdvals(operator.dense())
+    return values
 
 
 # ---- extremes ------------------------------------------------------------------------------------
@@ -305,20 +205,18 @@ def compute_layer_sv(
             return float(smallest), float(largest)
     if isinstance(layer, _BATCH_NORMS):
         return _ends(_batch_norm_scales(layer))
-    plain = _plain(layer)
+    plain = plain_copy(layer)
     if isinstance(plain, nn.Linear):
         return _ends(torch.linalg.svdvals(plain.weight))
     try:
         operator = _operator_of(plain, layer, input_shape)
-    except TypeError:
+    except _UnknownLayerError:
         if isinstance(layer, LipschitzModule):
             return 0.0, layer.k_coef_lip
         raise
-    strides = _circulant_strides(plain, operator)
-    if strides is not None:
-        return _ends(_circulant_values(operator, strides))
-    if operator.is_small():
-        return _ends(torch.linalg.svdvals(operator.dense()))
+    values = operator.singular_values()
+    if values is not None:
+        return _ends(values)
     return extreme_singular_values(
         lambda x: operator.apply(x)[0],
         operator.adjoint,
@@ -338,14 +236,12 @@ def _input_shapes(
     """The shapes that each leaf is called with in a forward of the model."""
     shapes: dict[nn.Module, list[tuple[int, ...]]] = {}
 
-    def note(module: nn.Module, args: tuple[Any, ...]) -> None:
-        if args and isinstance(args[0], Tensor):
-            seen = shapes.setdefault(module, [])
-            shape = tuple(args[0].shape[1:])
-            if shape not in seen:
-                seen.append(shape)
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+        if given and tuple(given[0].shape[1:]) not in shapes.setdefault(module, []):
+            shapes[module].append(tuple(given[0].shape[1:]))
 
-    handles = [leaf.register_forward_pre_hook(note) for leaf in leaves.values()]
+    handles = [leaf.register_forward_pre_hook(note, with_kwargs=True) for leaf in leaves.values()]
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     try:
         with evaluating(model), torch.no_grad():
@@ -406,13 +302,13 @@ def compute_model_sv(
         try:
             # A layer that the forward never calls may still be one whose shape is of no account.
             pairs = [compute_layer_sv(leaf, rules, input_shape=s) for s in given or [None]]
-        except TypeError:
-            unknown.append(f"{name or 'the model'} ({_label(leaf)})")
+        except _UnknownLayerError:
+            unknown.append(f"{name or 'the model'} ({label(leaf)})")
             pairs = [(math.nan, math.nan)]
-        except ValueError:
-            if input_shape is None or given:
+        except _NoShapeError:
+            if input_shape is None:
                 raise
-            unknown.append(f"{name} ({_label(leaf)}, which the forward pass does not call)")
+            unknown.append(f"{name} ({label(leaf)}, which the forward pass does not call)")
             pairs = [(math.nan, math.nan)]
         result[name] = (min(low for low, _ in pairs), max(high for _, high in pairs))
     if unknown:
