@@ -28,15 +28,6 @@ PLACES = {
     "deel.torchlip.utils": ["lipfuse.nn.utils", "lipfuse.parametrizations"],
 }
 
-# Names of modules that are still to come: compared as soon as they are there.
-TO_COME = {
-    *("DEFAULT_BETA", "DEFAULT_EPS_BJORCK", "DEFAULT_EPS_SPECTRAL"),
-    *("DEFAULT_MAXITER_BJORCK", "DEFAULT_MAXITER_SPECTRAL"),
-    *("bjorck_", "bjorck_normalization", "spectral_", "spectral_normalization"),
-    *("evaluate_lip_const", "evaluate_lip_const_attack", "evaluate_lip_const_jacobian_norm"),
-    *("evaluate_lip_const_noise_norm", "sqrt_with_gradeps"),
-}
-
 # Names that do not exist here, or elsewhere only.
 ABSENT = {
     "SqrtEpsGrad": "an implementation detail of sqrt_with_gradeps",
@@ -150,8 +141,6 @@ def test_the_same_name_and_arguments(name: Name) -> None:
     if name.name in ABSENT:
         assert ours is None, f"{name.name} exists: take it off the list"
         return
-    if ours is None and name.name in TO_COME:
-        pytest.xfail(f"{name.name} is still to come")
     assert ours is not None, f"{name.name} of {name.module} is missing"
     if not callable(name.value):
         assert same_default(ours, name.value)

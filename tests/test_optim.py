@@ -1,4 +1,4 @@
-"""lipfuse.optim.retract_: parameters back onto the orthonormal matrices."""
+"""lipfuse.optim: parameters back onto the orthonormal matrices, or clipped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import lipfuse.nn as lnn
-from lipfuse.optim import retract_
+from lipfuse.optim import clip_weights_, retract_
 
 
 def residual(weight: torch.Tensor, groups: int = 1) -> float:
@@ -91,3 +91,33 @@ def test_errors_before_anything_changes() -> None:
         with pytest.raises(error, match=message):
             retract_(given, **settings)
     assert torch.equal(w, kept)
+
+
+def test_clipping() -> None:
+    model = nn.Sequential(nn.Linear(20, 30), nn.Conv2d(2, 3, 3))
+    for p in model.parameters():
+        nn.init.normal_(p)
+    kept = {name: p.detach().clone() for name, p in model.named_parameters()}
+    clip_weights_(model, None)
+    for name, p in model.named_parameters():
+        if p.dim() == 1:
+            assert torch.equal(p, kept[name])
+        else:
+            assert 0.9 < float(p.detach().double().norm()) <= 1
+    clip_weights_(model)
+    for name, p in model.named_parameters():
+        assert float(p.detach().abs().max()) <= 0.01
+        assert torch.equal(p.sign(), kept[name].sign())
+    for n in range(1, 12):  # 1 / sqrt(7 n) rounds up for some
+        half = 100 * torch.randn(7, n).bfloat16()
+        clip_weights_([half], None)
+        assert 0.98 <= float(half.double().norm()) <= 1
+    version, one = half._version, torch.tensor([2.0, float("nan")])
+    clip_weights_(iter([half, one]), 0.1)
+    assert half._version > version
+    assert one[0] == 0.1 and one[1].isnan()
+    for bad, error in ((0.0, ValueError), ("1", TypeError), (float("nan"), ValueError)):
+        with pytest.raises(error, match="c must be a positive finite number"):
+            clip_weights_(model, bad)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="params_or_model must be a torch"):
+        clip_weights_([one, "w"])  # type: ignore[list-item]

@@ -2,20 +2,33 @@
 
 __version__ = "0.1.0"
 
-from . import convert, functional, nn, optim, parametrizations
+from . import convert, functional, metrics, nn, optim, parametrizations, regularizers
+from .condensation import condense
 from .convert import accelerate
+from .evaluation import evaluate_lip_const
 from .export import vanilla_model
 from .fusion import fuse, unfuse
+from .monitoring import Monitor, monitor
+from .spectra import compute_layer_sv, compute_model_sv, layer_singular_values
 
 __all__ = [
+    "Monitor",
     "__version__",
     "accelerate",
+    "compute_layer_sv",
+    "compute_model_sv",
+    "condense",
     "convert",
+    "evaluate_lip_const",
     "functional",
     "fuse",
+    "layer_singular_values",
+    "metrics",
+    "monitor",
     "nn",
     "optim",
     "parametrizations",
+    "regularizers",
     "unfuse",
     "vanilla_model",
 ]

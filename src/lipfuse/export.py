@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
+from ._modes import evaluating
+
 __all__ = ["plain_conv", "plain_function", "plain_linear", "plain_module", "vanilla_model"]
 
 _CONVOLUTIONS: tuple[type[Any], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -82,21 +84,14 @@ def _at_rest(module: nn.Module) -> Iterator[None]:
 
     Evaluation because a weight parametrization may be inexact, or advance its state, in training.
     """
-    flags = [(m, m.training) for m in module.modules()]
     device = next((p.device.type for p in module.parameters()), "cpu")
     full_precision = (
         torch.autocast(device, enabled=False)
         if torch.amp.is_autocast_available(device)
         else nullcontext()
     )
-    module.eval()
-    try:
-        with torch.no_grad(), full_precision:
-            yield
-    finally:
-        module.train(flags[0][1])
-        for submodule, training in flags:
-            submodule.training = training
+    with evaluating(module), torch.no_grad(), full_precision:
+        yield
 
 
 def _copied(value: Tensor, requires_grad: bool) -> nn.Parameter:

@@ -1,9 +1,13 @@
-"""Projected training: the parameters themselves stay on the constraint set."""
+"""Projected training: the parameters themselves stay on the constraint set.
+
+Also weight clipping, the constraint of the first Wasserstein GANs, to compare with.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from typing import Union
+from typing import Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +17,7 @@ from ._checks import check_positive, check_tensor
 from .fusion import polar_weights
 from .parametrizations import HALF
 
-__all__ = ["retract_"]
+__all__ = ["clip_weights_", "retract_"]
 
 
 @torch.no_grad()
@@ -69,3 +73,42 @@ def retract_(
         for w in chosen:
             # Autograd has to know that the parameter changed.
             torch.autograd.graph.increment_version(w)
+
+
+@torch.no_grad()
+def clip_weights_(
+    params_or_model: Union[nn.Module, Tensor, Iterable[Tensor]], c: Optional[float] = 0.01
+) -> None:
+    r"""Clips parameters to ``[-c, c]``, after an optimizer step: a baseline, not a good constraint.
+
+    What the first Wasserstein GANs did to have *some* Lipschitz constant. Which one is
+    another question: a matrix m x n of such elements has a spectral norm of up to
+    :math:`c \sqrt{mn}`. With ``c=None`` each weight is clipped to :math:`1 / \sqrt{mn}`, so that
+    its Frobenius norm, and with it its spectral norm, is at most 1, and mostly far less. NaN stays
+    NaN.
+
+    Args:
+        params_or_model: a model, all of whose parameters are clipped, or tensors.
+        c: positive, or None; then tensors of fewer than 2 dimensions, such as biases, are left as
+            they are.
+
+    Raises:
+        TypeError, ValueError: for arguments of the wrong kind or range; before anything changes.
+
+    Reference:
+        Arjovsky, Chintala, Bottou, "Wasserstein GAN", arXiv 1701.07875, algorithm 1.
+    """
+    if c is not None:
+        check_positive("c", c)
+    given: list[Tensor]
+    if isinstance(params_or_model, nn.Module):
+        given = [p for p in params_or_model.parameters() if p.is_floating_point()]
+    else:
+        given = [params_or_model] if isinstance(params_or_model, Tensor) else list(params_or_model)
+    for p in [check_tensor("params_or_model", p) for p in given]:
+        if c is not None:
+            p.clamp_(-c, c)
+        elif p.dim() >= 2 and p.numel():
+            # Rounded down, so that the norm is not above 1 in half precision either.
+            bound = (1 - torch.finfo(p.dtype).eps) / math.sqrt(p.numel())
+            p.clamp_(-bound, bound)

@@ -306,6 +306,9 @@ class SpectralNorm(nn.Module):
     def right_inverse(self, weight: Tensor) -> Tensor:
         return weight
 
+    def extra_repr(self) -> str:
+        return f"n_power_iterations={self.n_power_iterations}, dim={self.dim}, eps={self.eps:g}"
+
 
 class BjorckNorm(nn.Module):
     """Björck's iteration on the weight as a matrix of ``weight.shape[0]`` rows."""
@@ -323,6 +326,9 @@ class BjorckNorm(nn.Module):
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         return weight
+
+    def extra_repr(self) -> str:
+        return f"eps={self.eps:g}, beta={self.beta:g}, max_iterations={self.max_iterations}"
 
 
 class Orthogonal(nn.Module):
@@ -350,6 +356,9 @@ class Orthogonal(nn.Module):
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         return weight
+
+    def extra_repr(self) -> str:
+        return f"tol={self.tol:g}, backward={self.backward!r}"
 
 
 class FrobeniusNorm(nn.Module):

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,7 +9,6 @@ from lipfuse.demo.evaluation import (
     UnsoundCertificateError,
     assess,
     bound_layers,
-    certified_radii,
     check_attack,
     jacobian_norms,
     total_bound,
@@ -44,12 +41,6 @@ def _assess(model: nn.Module, images: Tensor, labels: Tensor, lipschitz: float) 
 def test_certificate_and_attack_meet_where_the_bound_is_tight() -> None:
     model, images, labels = _orthonormal_classifier()
     assert max(_assess(model, images, labels, 1.0)) <= 0.02
-
-
-def test_certified_radii() -> None:
-    logits = torch.tensor([[3.0, 1.0], [3.0, 1.0]])
-    radii = certified_radii(logits, torch.tensor([0, 1]), lipschitz=2.0)
-    assert radii.tolist() == pytest.approx([1 / math.sqrt(2), 0.0])
 
 
 def test_understated_bounds_are_found_out() -> None:

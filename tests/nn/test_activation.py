@@ -147,13 +147,12 @@ def test_copies_and_pickles_keep_k(name: str) -> None:
         assert torch.equal(twin(x), layer(x))
 
 
-def test_repr_shows_k_unless_it_is_one() -> None:
-    assert repr(lnn.GroupSort2()) == "GroupSort2()"
-    assert repr(lnn.GroupSort2(0.5)) == "GroupSort2(k_coef_lip=0.5)"
+def test_repr_shows_k() -> None:
+    assert repr(lnn.GroupSort2()) == "GroupSort2(k_coef_lip=1)"
     assert repr(lnn.GroupSort(4, 2.0)) == "GroupSort(group_size=4, k_coef_lip=2)"
-    assert repr(lnn.MaxMin(2)) == "MaxMin(dim=2)"
+    assert repr(lnn.MaxMin(2)) == "MaxMin(dim=2, k_coef_lip=1)"
     assert repr(lnn.LPReLU(3, k_coef_lip=2.0)) == "LPReLU(num_parameters=3, k_coef_lip=2)"
-    assert repr(lnn.HouseHolder(4)) == "HouseHolder(channels=4)"
+    assert repr(lnn.HouseHolder(4)) == "HouseHolder(channels=4, k_coef_lip=1)"
 
 
 def test_a_compiled_stack_computes_and_differentiates_the_same() -> None:

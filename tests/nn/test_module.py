@@ -387,7 +387,7 @@ def test_copies_and_pickles_stay_lipschitz() -> None:
 
 
 def test_repr_shows_k() -> None:
-    assert repr(lnn.Sequential(nn.ReLU())) == "Sequential(\n  (0): ReLU()\n)"
+    assert repr(lnn.Sequential(nn.ReLU())) == "Sequential(\n  k_coef_lip=1\n  (0): ReLU()\n)"
     assert "k_coef_lip=3" in repr(lnn.Sequential(nn.ReLU(), k_coef_lip=3.0))
 
 

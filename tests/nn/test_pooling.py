@@ -185,8 +185,8 @@ def test_a_new_k_takes_effect_at_once() -> None:
         torch.testing.assert_close(layer(x), 4.0 * before)
 
 
-def test_repr_shows_k_unless_it_is_one() -> None:
-    assert repr(lnn.ScaledAvgPool2d(2)) == "ScaledAvgPool2d(kernel_size=2)"
+def test_repr_shows_k() -> None:
+    assert repr(lnn.ScaledAvgPool2d(2)) == "ScaledAvgPool2d(kernel_size=2, k_coef_lip=1)"
     assert (
         repr(lnn.ScaledL2NormPool2d((2, 3), ceil_mode=True, k_coef_lip=0.5))
         == "ScaledL2NormPool2d(kernel_size=(2, 3), ceil_mode=True, k_coef_lip=0.5)"
@@ -195,7 +195,10 @@ def test_repr_shows_k_unless_it_is_one() -> None:
         repr(lnn.ScaledAdaptiveAvgPool2d(1, 2.0))
         == "ScaledAdaptiveAvgPool2d(output_size=1, k_coef_lip=2)"
     )
-    assert repr(lnn.InvertibleDownSampling(2)) == "InvertibleDownSampling(downscale_factor=2)"
+    assert (
+        repr(lnn.InvertibleDownSampling(2))
+        == "InvertibleDownSampling(downscale_factor=2, k_coef_lip=1)"
+    )
 
 
 @pytest.mark.skipif(

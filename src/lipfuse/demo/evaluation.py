@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 import lipfuse.nn as lnn
 from lipfuse.demo.attack import l2_pgd, margins
 from lipfuse.demo.progress import Progress
+from lipfuse.metrics import certified_radii
 
 __all__ = [
     "Assessment",
@@ -27,7 +28,6 @@ __all__ = [
     "UnsoundCertificateError",
     "assess",
     "bound_layers",
-    "certified_radii",
     "check_attack",
     "in_float64",
     "jacobian_norms",
@@ -134,20 +134,6 @@ def jacobian_norms(model: nn.Module, images: Tensor) -> Tensor:
         [torch.autograd.functional.jacobian(logits, image).flatten(1) for image in images]
     )
     return torch.linalg.matrix_norm(jacobians, ord=2)
-
-
-def certified_radii(logits: Tensor, labels: Tensor, lipschitz: float) -> Tensor:
-    """The L2 radius within which no perturbation changes the (right) decision; 0 where it is wrong.
-
-    The logits are jointly Lipschitz, so the difference of two of them, whose gradient has a part
-    along each, changes by at most sqrt(2) times as much.
-
-    Args:
-        logits: shape (N, classes).
-        labels: shape (N,).
-        lipschitz: an upper bound of the network's constant, for the vector of logits.
-    """
-    return margins(logits, labels).clamp_min(0) / (math.sqrt(2) * lipschitz)
 
 
 def check_attack(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..export import vanilla_model
-from . import functional
+from . import functional, init, normalizers, utils
 from .activation import FullSort, GroupSort, GroupSort2, HouseHolder, LPReLU, MaxMin
 from .batch_norm import BatchCentering, BatchCentering2d, BatchLipNorm
 from .centering import LayerCentering, LayerCentering2d, ScaleBiasLayer
@@ -95,5 +95,8 @@ __all__ = [
     "TauBCEWithLogitsLoss",
     "TauCrossEntropyLoss",
     "functional",
+    "init",
+    "normalizers",
+    "utils",
     "vanilla_model",
 ]

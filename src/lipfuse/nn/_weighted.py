@@ -146,6 +146,12 @@ class WeightedModule(LipschitzModule):
     def apply_lipschitz_factor(self) -> None:
         """Nothing to do: the normalised weight has the factor already."""
 
+    def _k_repr(self) -> str:
+        shown = super()._k_repr()
+        if not parametrize.is_parametrized(self, "weight"):  # type: ignore[arg-type]
+            return shown  # the normalisation was removed
+        return f"{shown}, method={getattr(self._parametrization, 'method', 'frobenius')!r}"
+
     # Parametrized modules of torch refuse to be pickled: their class is made at run time. Ours know
     # how to make it again.
     def __reduce_ex__(self, protocol: Any) -> Any:

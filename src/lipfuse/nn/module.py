@@ -135,8 +135,8 @@ class LipschitzModule(ScaledLipschitzModule):
         return torch.tensor(self.k_coef_lip)
 
     def _k_repr(self) -> str:
-        """``"k_coef_lip=..."``, or nothing for 1: what ``extra_repr`` shows."""
-        return "" if self._k == 1.0 else f"k_coef_lip={self._k:g}"
+        """``"k_coef_lip=..."``: what ``extra_repr`` shows."""
+        return f"k_coef_lip={self.k_coef_lip:g}"
 
 
 def _join_repr(*parts: str) -> str:
@@ -458,5 +458,4 @@ class Sequential(nn.Sequential, LipschitzModule):
         return plain
 
     def extra_repr(self) -> str:
-        k = self.k_coef_lip
-        return "" if k == 1.0 else f"k_coef_lip={k:g}"
+        return self._k_repr()
