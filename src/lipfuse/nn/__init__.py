@@ -21,6 +21,7 @@ from .loss import (
     TauCrossEntropyLoss,
 )
 from .module import LipschitzModule, Sequential
+from .ortho_conv import OrthoConv2d, OrthoConvTranspose2d
 from .pooling import (
     ScaledAdaptativeL2NormPool2d,
     ScaledAdaptiveAvgPool2d,
@@ -49,6 +50,8 @@ __all__ = [
     "LseHKRMulticlassLoss",
     "MaxMin",
     "NegKRLoss",
+    "OrthoConv2d",
+    "OrthoConvTranspose2d",
     "ScaledAdaptativeL2NormPool2d",
     "ScaledAdaptiveAvgPool2d",
     "ScaledAvgPool2d",

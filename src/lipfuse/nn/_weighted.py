@@ -55,6 +55,7 @@ def _shorten_access(kind: type[Any]) -> None:
         step = chain._modules["0"]
         if (
             len(chain._modules) == 1
+            and chain.is_tensor
             and not parametrize._cache_enabled
             and not (step._forward_hooks or step._forward_pre_hooks or chain._forward_hooks)
             and not torch.compiler.is_compiling()
