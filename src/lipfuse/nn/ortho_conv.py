@@ -325,13 +325,13 @@ class OrthoConvTranspose2d(nn.ConvTranspose2d, _OrthoConv):
     def _ends_for(self, input: Tensor, output_size: Sequence[int]) -> _Ends:
         if len(output_size) not in (2, input.dim()):
             raise ValueError(f"output_size must have 2 elements, got {tuple(output_size)}")
-        least = [n - 2 * a for n, (a, _) in zip(self._full_size(input), self._ends)]
-        more = [n - m for n, m in zip(output_size[-2:], least)]
-        if any(not 0 <= m < s for m, s in zip(more, self.stride)):
-            raise ValueError(
-                f"output_size must be at least {tuple(least)} and less than stride={self.stride} "
-                f"more, got {tuple(output_size)}"
-            )
+        # As for padding of both ends alike, or less.
+        usual = [n - 2 * a for n, (a, _) in zip(self._full_size(input), self._ends)]
+        more = [n - m for n, m in zip(output_size[-2:], usual)]
+        least = [min(0, a - b) for a, b in self._ends]
+        if any(not low <= m < s for low, m, s in zip(least, more, self.stride)):
+            allowed = tuple(range(n + low, n + s) for n, low, s in zip(usual, least, self.stride))
+            raise ValueError(f"output_size must be in {allowed}, got {tuple(output_size)}")
         ends = [(a, a - m) for (a, _), m in zip(self._ends, more)]
         if self.padding_mode == "circular":
             _check_wraps(_reach(self.kernel_size, self.dilation), self.stride, ends)
