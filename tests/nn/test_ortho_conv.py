@@ -126,6 +126,7 @@ def test_transposed_is_the_exact_adjoint(setting: Setting) -> None:
     assert torch.equal(tools.dense(twin, out), matrix.mT)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("padding_mode", ["zeros", "circular"])
 @every_setting
 def test_parts_of_the_map_are_no_larger(setting: Setting, padding_mode: str) -> None:
@@ -326,6 +327,7 @@ def test_autocast() -> None:
         out = layer(x)
         weight = layer.weight
         out.backward(grad.bfloat16())  # under it, as careless code has it
+        assert lnn.OrthoConvTranspose2d(4, 4, 3)(x).dtype is torch.bfloat16
     assert out.dtype is torch.bfloat16 and weight.dtype is torch.float32
     expected = twin(x)
     expected.backward(grad)

@@ -21,7 +21,8 @@ from .loss import (
     TauCrossEntropyLoss,
 )
 from .module import LipschitzModule, Sequential
-from .ortho_conv import OrthoConv2d, OrthoConvTranspose2d
+from .ortho_conv import OrthoConv2d
+from .ortho_conv_transpose import OrthoConvTranspose2d
 from .pooling import (
     ScaledAdaptativeL2NormPool2d,
     ScaledAdaptiveAvgPool2d,
