@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ("weights", "spectral", "fuse", "activations", "steps", "accelerate", "memory", "accuracy")
+NAMES = (
+    *("weights", "spectral", "ortho_conv", "fuse", "activations", "steps", "accelerate"),
+    *("memory", "accuracy"),
+)
 
 
 def find_lipfuse() -> None:

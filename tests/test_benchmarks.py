@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tools
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,7 +19,7 @@ if not (ROOT / "benchmarks" / "runner.py").is_file():
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import __main__ as command_line  # noqa: E402
-from benchmarks import accuracy, peers, runner  # noqa: E402
+from benchmarks import accuracy, ortho_conv, peers, runner  # noqa: E402
 from benchmarks.runner import Contender, Session, Settings, Target  # noqa: E402
 
 
@@ -224,6 +225,15 @@ def test_errors_are_those_of_autograd(shape: tuple[int, int]) -> None:
     assert oracle.gradient_error(parameter.grad) < 1e-9
     assert oracle.gradient_error(1.5 * parameter.grad) == pytest.approx(0.5)
     assert oracle.factor_error((u @ vh).detach()) < 1e-12
+
+
+def test_singular_values_by_fourier_are_those_of_the_map() -> None:
+    kernel = torch.randn(4, 3, 3, 3) / 6
+    layer = torch.nn.Conv2d(6, 4, 3, 2, 1, groups=2, bias=False, padding_mode="circular")
+    layer.weight = torch.nn.Parameter(kernel)
+    values = torch.linalg.svdvals(tools.dense(layer, (6, 4, 4)))
+    found = ortho_conv.deviation(kernel, 2, 2, size=4)
+    assert found == pytest.approx(float((values - 1).abs().max()), rel=1e-5)
 
 
 def test_smoke(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

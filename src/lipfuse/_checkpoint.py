@@ -53,6 +53,8 @@ def _geometry(layer: nn.Module) -> Settings:
     if not isinstance(layer, nn.modules.conv._ConvNd):
         return {}
     padding = padding_of_axes(layer.padding, layer.kernel_size, layer.dilation)
+    # Of an orthogonal transposed convolution, whose two ends may differ.
+    padding = getattr(layer, "_ends", padding)
     return {
         "transposed": (float(layer.transposed),),
         "stride": tuple(map(float, layer.stride)),

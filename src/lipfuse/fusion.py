@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from . import ops
-from .parametrizations import HALF, TRAINING_TOL, LipschitzWeight, headroom
+from .parametrizations import HALF, TRAINING_TOL, ComputedWeight
 
 __all__ = ["fuse", "polar_weights", "unfuse"]
 
@@ -23,9 +23,14 @@ def polar_weights(model: nn.Module) -> list[Any]:
     for module in model.modules():
         if isinstance(module, parametrize.ParametrizationList) and len(module) == 1:
             step = module[0]
-            if isinstance(step, LipschitzWeight) and step.method == "polar":
+            if isinstance(step, ComputedWeight) and step.polar_factors(*parameters_of(module)):
                 found[id(module)] = module
     return list(found.values())
+
+
+def parameters_of(chain: Any) -> list[Tensor]:
+    """What the weight of a parametrization list is computed from."""
+    return list(chain.parameters(recurse=False))
 
 
 class _Before:
@@ -40,22 +45,23 @@ class _Before:
     def __call__(self, module: nn.Module, args: Any) -> None:
         if torch.compiler.is_compiling() or parametrize._cache_enabled:
             return  # a compiler sees the whole graph anyway; a cache computes each weight once
-        groups: dict[tuple[Any, ...], list[Any]] = {}
+        calls: dict[tuple[Any, ...], list[tuple[Any, list[Any]]]] = {}
         for chain in self.chains:
-            step, weight = chain[0], chain.original
+            step, parameters = chain[0], parameters_of(chain)
+            weight = parameters[0]
             # Outside training every layer computes to full accuracy on its own.
             if step.training and weight.numel() and weight.dtype not in HALF:
-                groups.setdefault((weight.dtype, weight.device, step.backward), []).append(chain)
-        for (_, _, backward), chains in groups.items():
-            results = ops.foreach_orthogonalize(
-                [c.original for c in chains],
-                [c[0].groups for c in chains],
-                [c[0].scale * headroom(c.original) for c in chains],
-                TRAINING_TOL,
-                backward == "tangent",
+                key = weight.dtype, weight.device, step.backward
+                calls.setdefault(key, []).append((step, step.polar_factors(*parameters)))
+        for (_, _, backward), steps in calls.items():
+            weights, groups, scales = zip(*(factor for _, factors in steps for factor in factors))
+            results = iter(
+                ops.foreach_orthogonalize(
+                    weights, groups, scales, TRAINING_TOL, backward == "tangent"
+                )
             )
-            for chain, result in zip(chains, results):
-                chain[0].given = result
+            for step, factors in steps:
+                step.given = step.assemble([next(results) for _ in factors])
 
 
 class _After:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from . import ops
 from ._checks import check_positive, check_tensor
-from .fusion import polar_weights
+from .fusion import parameters_of, polar_weights
 from .parametrizations import HALF
 
 __all__ = ["clip_weights_", "retract_"]
@@ -49,8 +49,8 @@ def retract_(
     check_positive("tol", tol)
     if isinstance(params_or_model, nn.Module):
         chains = polar_weights(params_or_model)
-        weights = [c.original for c in chains]
-        groups = [c[0].groups for c in chains]
+        factors = [f for c in chains for f in c[0].polar_factors(*parameters_of(c))]
+        weights, groups = [f[0] for f in factors], [f[1] for f in factors]
         if not weights:
             raise ValueError(
                 "params_or_model must have at least one layer with a polar-factor weight, "

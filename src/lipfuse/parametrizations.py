@@ -85,10 +85,74 @@ def _can_look_at(weight: Tensor) -> bool:
     return not (torch.compiler.is_compiling() or ops.transforming() or weight.is_meta)
 
 
+class ComputedWeight(nn.Module):
+    """A weight computed from parameters: quickly in training, otherwise to full accuracy.
+
+    Outside training it is computed from the current parameters in float64, and parameters that are
+    not finite raise a ValueError. Gradients are kept in both modes.
+    """
+
+    scale: float
+    backward: Literal["exact", "tangent"] = "exact"
+    # What lipfuse.fuse computed for this forward; never kept beyond it.
+    given: Optional[Tensor] = None
+    # What was computed last outside training, with copies of all it was computed from.
+    _kept: Optional[tuple[tuple[Tensor, ...], float, Tensor]] = None
+
+    def polar_factors(self, *parameters: Tensor) -> list[tuple[Tensor, int, float]]:
+        """The matrices whose polar factors the weight is made of in training.
+
+        Returns:
+            For each: a parameter, how many matrices below each other it is, and what their polar
+            factors are multiplied by. Nothing, if the weight is computed in another way.
+        """
+        return []
+
+    def assemble(self, factors: list[Tensor]) -> Tensor:
+        """The weight from its polar factors, as :meth:`polar_factors` lists them."""
+        raise NotImplementedError
+
+    def _to_full_accuracy(self, scale: float, *parameters: Tensor) -> Tensor:
+        """The weight in float64, from finite parameters in float64."""
+        raise NotImplementedError
+
+    def _exactly(self, scale: float, *parameters: Tensor) -> Tensor:
+        wants_gradient = any(p.requires_grad for p in parameters) and torch.is_grad_enabled()
+        if wants_gradient or parameters[0].is_cuda or not _can_look_at(parameters[0]):
+            return self._checked(scale, *parameters)
+        # Inference calls this for every batch. Comparing the whole parameter with that of last time
+        # costs little beside computing, and unlike a version counter it cannot be fooled.
+        kept = self._kept
+        if (
+            kept is None
+            or kept[1] != scale
+            or any(a.dtype != b.dtype or not torch.equal(a, b) for a, b in zip(kept[0], parameters))
+        ):
+            result = self._checked(scale, *parameters).to(parameters[0].dtype)
+            kept = self._kept = (tuple(p.detach().clone() for p in parameters), scale, result)
+        return kept[2].clone()
+
+    def _checked(self, scale: float, *parameters: Tensor) -> Tensor:
+        for w in parameters:
+            if _can_look_at(w) and not bool(torch.isfinite(w).all()):
+                raise ValueError(
+                    "weight must be finite to be normalised outside training, "
+                    f"got a weight of shape {tuple(w.shape)} with NaN or infinite elements"
+                )
+        return self._to_full_accuracy(scale, *(w.double() for w in parameters))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None, "given": None}
+
+    def train(self, mode: bool = True) -> ComputedWeight:
+        self._kept = None
+        return super().train(mode)
+
+
 Method = Literal["polar", "bjorck", "spectral", "frobenius"]
 
 
-class LipschitzWeight(nn.Module):
+class LipschitzWeight(ComputedWeight):
     r"""The normalised weight of a Lipschitz layer: no singular value above ``scale``.
 
     Args:
@@ -103,9 +167,6 @@ class LipschitzWeight(nn.Module):
             iterations for smaller values.
         eps_bjorck: Björck's chain: when to stop the iteration.
         backward: of the polar factor, ``"exact"`` or ``"tangent"``.
-
-    Outside training the result is computed from the current parameter in float64, to full
-    accuracy, and a weight that is not finite raises a ValueError. Gradients are kept in both modes.
     """
 
     _u: Optional[Tensor]
@@ -137,8 +198,15 @@ class LipschitzWeight(nn.Module):
         self.register_buffer("_u", u)
         self.register_buffer("_v", v)
 
-    # What lipfuse.fuse computed for this forward; never kept beyond it.
-    given: Optional[Tensor] = None
+    def polar_factors(self, *parameters: Tensor) -> list[tuple[Tensor, int, float]]:
+        if self.method != "polar":
+            return []
+        (weight,) = parameters
+        return [(weight, self.groups, self.scale * headroom(weight))]
+
+    def assemble(self, factors: list[Tensor]) -> Tensor:
+        (weight,) = factors
+        return weight
 
     def forward(self, weight: Tensor) -> Tensor:
         if self.given is not None:
@@ -160,14 +228,8 @@ class LipschitzWeight(nn.Module):
         if self.training:
             out = self._training_step(w.float() if w.dtype in HALF else w, scale)
         else:
-            out = self._exactly(w, scale)
+            out = self._exactly(scale, w)
         return out.to(weight.dtype).reshape(weight.shape)
-
-    # What was computed last outside training, with copies of all it was computed from.
-    _kept: Optional[tuple[Tensor, float, Tensor]] = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None, "given": None}
 
     def _training_step(self, w: Tensor, scale: float) -> Tensor:
         if self.method == "polar":
@@ -198,30 +260,8 @@ class LipschitzWeight(nn.Module):
         shrink = torch.where(bound > 0, sigma.detach() / bound.clamp_min(1e-37), 1.0).clamp_max(1.0)
         return out * shrink[..., None, None], u, v
 
-    def _exactly(self, w: Tensor, scale: float) -> Tensor:
-        wants_gradient = w.requires_grad and torch.is_grad_enabled()
-        if wants_gradient or w.is_cuda or not _can_look_at(w):
-            return self._to_full_accuracy(w, scale)
-        # Inference calls this for every batch. Comparing the whole parameter with that of last time
-        # costs little beside computing, and unlike a version counter it cannot be fooled.
-        kept = self._kept
-        if (
-            kept is None
-            or kept[1] != scale
-            or kept[0].dtype != w.dtype
-            or not torch.equal(kept[0], w)
-        ):
-            result = self._to_full_accuracy(w, scale).to(w.dtype)
-            kept = self._kept = (w.detach().clone(), scale, result)
-        return kept[2].clone()
-
-    def _to_full_accuracy(self, w: Tensor, scale: float) -> Tensor:
-        if _can_look_at(w) and not bool(torch.isfinite(w).all()):
-            raise ValueError(
-                "weight must be finite to be normalised outside training, "
-                f"got a weight of shape {tuple(w.shape)} with NaN or infinite elements"
-            )
-        exact = w.double()
+    def _to_full_accuracy(self, scale: float, *parameters: Tensor) -> Tensor:
+        (exact,) = parameters
         if self.method != "spectral":
             return ops.orthogonalize(exact, EVAL_TOL, scale, self.backward == "tangent")[0]
         assert self._u is not None and self._v is not None
@@ -235,10 +275,6 @@ class LipschitzWeight(nn.Module):
             self._v = _unit((*w.shape[:-2], w.shape[-1]), w)
         self.method = "spectral"
         self._kept = None
-
-    def train(self, mode: bool = True) -> LipschitzWeight:
-        self._kept = None
-        return super().train(mode)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Any weight may be assigned; what is used is its normalisation."""
@@ -363,6 +399,8 @@ class Orthogonal(nn.Module):
 
 class FrobeniusNorm(nn.Module):
     """The weight over its Frobenius norm, or every output neuron over its own."""
+
+    method: Method = "frobenius"
 
     def __init__(self, disjoint_neurons: bool = True, scale: float = 1.0) -> None:
         super().__init__()

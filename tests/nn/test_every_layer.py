@@ -30,6 +30,8 @@ LAYERS: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
     "LayerCentering": (lambda **k: lnn.LayerCentering(4, **k), IMAGE),
     "LipResidual": (lnn.LipResidual, ROW),
     "MaxMin": (lnn.MaxMin, ROW),
+    "OrthoConv2d": (lambda **k: lnn.OrthoConv2d(4, 3, 3, **k), IMAGE),
+    "OrthoConvTranspose2d": (lambda **k: lnn.OrthoConvTranspose2d(4, 3, 2, 2, **k), IMAGE),
     "ScaledAdaptativeL2NormPool2d": (lnn.ScaledAdaptativeL2NormPool2d, IMAGE),
     "ScaledAdaptiveAvgPool2d": (lambda **k: lnn.ScaledAdaptiveAvgPool2d((1, 1), **k), IMAGE),
     "ScaledAvgPool2d": (lambda **k: lnn.ScaledAvgPool2d(2, **k), IMAGE),

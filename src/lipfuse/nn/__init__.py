@@ -36,6 +36,8 @@ from .loss import (
     TauCrossEntropyLoss,
 )
 from .module import LipschitzModule, Sequential
+from .ortho_conv import OrthoConv2d
+from .ortho_conv_transpose import OrthoConvTranspose2d
 from .pooling import (
     ScaledAdaptativeL2NormPool2d,
     ScaledAdaptiveAvgPool2d,
@@ -73,6 +75,8 @@ __all__ = [
     "LseHKRMulticlassLoss",
     "MaxMin",
     "NegKRLoss",
+    "OrthoConv2d",
+    "OrthoConvTranspose2d",
     "PadConv1d",
     "PadConv2d",
     "PadConv3d",

@@ -69,6 +69,7 @@ def _shorten_access(kind: type[Any]) -> None:
         step = chain._modules["0"]
         if (
             len(chain._modules) == 1
+            and chain.is_tensor
             and not parametrize._cache_enabled
             and not (step._forward_hooks or step._forward_pre_hooks or chain._forward_hooks)
             and not torch.compiler.is_compiling()
@@ -150,7 +151,8 @@ class WeightedModule(LipschitzModule):
         shown = super()._k_repr()
         if not parametrize.is_parametrized(self, "weight"):  # type: ignore[arg-type]
             return shown  # the normalisation was removed
-        return f"{shown}, method={getattr(self._parametrization, 'method', 'frobenius')!r}"
+        method = getattr(self._parametrization, "method", None)
+        return shown if method is None else f"{shown}, method={method!r}"
 
     # Parametrized modules of torch refuse to be pickled: their class is made at run time. Ours know
     # how to make it again.

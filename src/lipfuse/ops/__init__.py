@@ -3,7 +3,7 @@
 Importing this package registers them under ``torch.ops.lipfuse``.
 """
 
-from lipfuse.ops._define import transforming, under_autocast
+from lipfuse.ops._define import full_precision, transforming, under_autocast
 from lipfuse.ops.bjorck import bjorck, spectral_bjorck
 from lipfuse.ops.frobenius_normalize import frobenius_normalize
 from lipfuse.ops.orthogonalize import foreach_orthogonalize, orthogonalize
@@ -14,6 +14,7 @@ __all__ = [
     "bjorck",
     "foreach_orthogonalize",
     "frobenius_normalize",
+    "full_precision",
     "orthogonalize",
     "power_iteration",
     "spectral_bjorck",

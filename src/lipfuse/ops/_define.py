@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Optional
 
 import torch
@@ -64,6 +65,11 @@ def wants_gradient(weight: Tensor) -> bool:
 def under_autocast(x: Tensor) -> bool:
     """Whether autocast is on for the tensor's device; it does not know the meta device."""
     return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[Any]:
+    """A context without autocast for the tensor's device: products of a normalisation, say."""
+    return torch.autocast(x.device.type, enabled=False) if under_autocast(x) else nullcontext()
 
 
 def _transformable(
