@@ -57,18 +57,22 @@ def test_trains_as_before() -> None:
 
 def test_one_call_a_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    foreach, single = ops.foreach_orthogonalize, ops.orthogonalize
+    foreach = ops.foreach_orthogonalize
 
     def counted(weights: Any, *rest: Any) -> Any:
         calls.append(len(weights))
         return foreach(weights, *rest)
 
-    def alone(*arguments: Any) -> Any:
-        calls.append(-1)
-        return single(*arguments)
+    def alone(single: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            calls.append(-1)
+            return single(*arguments)
+
+        return call
 
     monkeypatch.setattr(ops, "foreach_orthogonalize", counted)
-    monkeypatch.setattr(ops, "orthogonalize", alone)
+    monkeypatch.setattr(ops, "orthogonalize", alone(ops.orthogonalize))
+    monkeypatch.setattr(ops, "orthogonal_weight", alone(ops.orthogonal_weight))
     model = lipfuse.fuse(network())
     model(torch.randn(2, 1, 6, 6))
     assert calls == [3]

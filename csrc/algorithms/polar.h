@@ -67,13 +67,12 @@ struct Sided {
     }
 };
 
-// P = p(S / high) / sqrt(high) for S = I + R, scratch: 2 n² elements. R is what is kept of S: near
-// an orthogonal matrix it holds the digits that S would lose.
-template <class Backend>
-LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high,
-                             const typename Backend::Scalar* r, int64_t n,
-                             typename Backend::Scalar* out, typename Backend::Scalar* scratch) {
-    using T = typename Backend::Scalar;
+// P = p(S / high) / sqrt(high) for S = I + R. R is what is kept of S: near an orthogonal matrix it
+// holds the digits that S would lose. `result` and the two arrays of scratch may change places.
+template <class Backend, class T>
+LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high, const T* r, int64_t n,
+                             T** result, T** scratch) {
+    T* out = *result;
     // E = alpha R + gamma I, spelled out in every epilogue below.
     const double low = p.l * p.l, unit = 1 / std::sqrt(high);
     const double alpha = 2 / (high * (1 - low)), gamma = alpha - (1 + low) / (1 - low);
@@ -91,8 +90,8 @@ LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high,
         backend.multiply(view(r), view(r), e, true);
         return;
     }
-    T* e2 = scratch;
-    T* m = scratch + n * n;
+    T* e2 = scratch[0];
+    T* m = scratch[1];
     // First product: E² and, from the same accumulator, q2 E² + q1 E + q0 I.
     const double q2 = p.degree == 4 ? p.c[4] : p.a, q1 = p.degree == 4 ? p.c[3] : p.b,
                  q0 = p.degree == 4 ? p.c[2] : 0;
@@ -116,11 +115,11 @@ LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high,
         backend.multiply(view(e2), view(m), last, true);
         return;
     }
-    // y = E² M gives both factors: y + c E² + d E + f I into `out`, y + e E² over M's place.
-    // M is read as an operand while the product runs, so the second factor goes to fresh memory.
+    // y = E² M gives both factors: y + c E² + d E + f I and y + e E². M is read as an operand while
+    // they are written, so the result takes its place only afterwards.
     auto mark = backend.mark();
     T* right = backend.allocate(n * n);
-    T* factor = backend.allocate(n * n);
+    T* factor = out;
     auto second = backend.epilogue(factor);
     second.outputs = 2;
     second.out[1] = right;
@@ -131,12 +130,14 @@ LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high,
     second.diagonal[0] = T(p.d * gamma + p.f);
     second.x0[1] = T(p.e);
     backend.multiply(view(e2), view(m), second, true);
+    last.out[0] = m;
     last.x[1] = e2;
     last.acc[0] = T(unit);
     last.x1[0] = T(unit * p.g);
     last.x0[0] = T(unit * p.h * alpha);
     last.diagonal[0] = T(unit * (p.i + p.h * gamma));
     backend.multiply(view(factor), view(right), last, true);
+    std::swap(*result, scratch[1]);
     backend.release(mark);
 }
 
@@ -206,7 +207,7 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
 
     T* r = backend.allocate(n * n);
     T* p = backend.allocate(n * n);
-    T* scratch = backend.allocate(2 * n * n);
+    T* scratch[2] = {backend.allocate(n * n), backend.allocate(n * n)};
     T* spare = nullptr;  // the other buffer of the growing product of a wide spectrum
     side.deviation(source, r);
     info.residual = std::sqrt(backend.dot(n * n, r, r));
@@ -274,7 +275,7 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
             // A smaller l would hardly lift small singular values faster, and spread the others.
             l = std::max(l, 0.02);
             const Minimax& poly = choose_polynomial(backend, l, per_direction);
-            evaluate(backend, poly, range.high, r, n, p, scratch);
+            evaluate(backend, poly, range.high, static_cast<const T*>(r), n, &p, scratch);
             rise = poly.at_zero();
             least = 1 - poly.error;
             most = 1 + poly.error;
@@ -309,13 +310,13 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
         if (side.big >= 2 * n && l > 0.3) {
             // p S p costs less than the Gram matrix of a tall result. Only where S is well
             // conditioned: its rounding errors are multiplied by p².
-            auto e = backend.epilogue(scratch);  // S p = R p + p
+            auto e = backend.epilogue(scratch[0]);  // S p = R p + p
             e.x[0] = p;
             e.x0[0] = T(1);
             backend.multiply(backend.view(r, n, n), backend.view(p, n, n), e, true);
             e = backend.epilogue(r);
             e.diagonal[0] = T(-1);
-            backend.multiply(backend.view(p, n, n), backend.view(scratch, n, n), e, true);
+            backend.multiply(backend.view(p, n, n), backend.view(scratch[0], n, n), e, true);
         } else {
             side.deviation(q, r);
         }
@@ -498,7 +499,7 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
     }
     // In units of the largest singular value: l is the smallest, or where the gradient is cut off.
     double l = std::max(low, polar_gradient_floor * high) / high;
-    T* product = backend.allocate(n * n);
+    T* product = square ? a : backend.allocate(n * n);  // A itself is of no further use then
     T* previous = backend.allocate(n * n);
     if (norm > 0 && (1 - l) / (1 + l) > tolerance) {
         T* h = backend.allocate(n * n);

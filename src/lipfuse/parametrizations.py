@@ -220,7 +220,7 @@ class LipschitzWeight(ComputedWeight):
             and weight.numel()
         ):  # the common case, without the steps it does not need
             tangent = self.backward == "tangent"
-            return ops.orthogonalize(weight, TRAINING_TOL, self.scale, tangent)[0]
+            return ops.orthogonal_weight(weight, TRAINING_TOL, self.scale, tangent)
         w = as_matrices(weight, self.groups)
         if w.numel() == 0:
             return weight
@@ -233,7 +233,7 @@ class LipschitzWeight(ComputedWeight):
 
     def _training_step(self, w: Tensor, scale: float) -> Tensor:
         if self.method == "polar":
-            return ops.orthogonalize(w, TRAINING_TOL, scale, self.backward == "tangent")[0]
+            return ops.orthogonal_weight(w, TRAINING_TOL, scale, self.backward == "tangent")
         assert self._u is not None and self._v is not None
         u, v = self._u.to(w.dtype), self._v.to(w.dtype)
         if self.method == "bjorck":

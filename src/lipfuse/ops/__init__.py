@@ -6,7 +6,11 @@ Importing this package registers them under ``torch.ops.lipfuse``.
 from lipfuse.ops._define import full_precision, transforming, under_autocast
 from lipfuse.ops.bjorck import bjorck, spectral_bjorck
 from lipfuse.ops.frobenius_normalize import frobenius_normalize
-from lipfuse.ops.orthogonalize import foreach_orthogonalize, orthogonalize
+from lipfuse.ops.orthogonalize import (
+    foreach_orthogonalize,
+    orthogonal_weight,
+    orthogonalize,
+)
 from lipfuse.ops.power_iteration import power_iteration, spectral_normalize
 from lipfuse.ops.spectral_bound import spectral_bound
 
@@ -15,6 +19,7 @@ __all__ = [
     "foreach_orthogonalize",
     "frobenius_normalize",
     "full_precision",
+    "orthogonal_weight",
     "orthogonalize",
     "power_iteration",
     "spectral_bjorck",

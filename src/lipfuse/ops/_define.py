@@ -121,7 +121,7 @@ def _is_missing(x: Tensor) -> bool:
     return x.shape == (0,)
 
 
-def _goes_direct(weight: Tensor, autocast: bool = True) -> bool:
+def goes_direct(weight: Tensor, autocast: bool = True) -> bool:
     """Whether this is plain eager code that wants a gradient."""
     return (
         weight.requires_grad
@@ -132,14 +132,23 @@ def _goes_direct(weight: Tensor, autocast: bool = True) -> bool:
     )
 
 
+def below_autograd() -> Any:
+    """For calling a backward operator: past autograd, unless it is differentiated again."""
+    return nullcontext() if torch.is_grad_enabled() else torch._C._AutoDispatchBelowAutograd()
+
+
 def _direct(
     name: str,
     function: Callable[..., Any],
     setup: Callable[[Any, tuple[Any, ...], Any], None],
     backward: Callable[..., Any],
     auxiliary: tuple[int, ...],
+    first_only: bool = False,
 ) -> Callable[..., Any]:
-    """The quickest way to give ``function`` a gradient in eager code."""
+    """The quickest way to give ``function`` a gradient in eager code.
+
+    With ``first_only`` only its first output, which spares autograd the others.
+    """
 
     class Direct(torch.autograd.Function):
         @staticmethod
@@ -147,17 +156,29 @@ def _direct(
             with torch._C._AutoDispatchBelowAutograd():
                 output = function(*inputs)
             setup(ctx, inputs, output)
-            ctx.mark_non_differentiable(*(output[i] for i in auxiliary))
             ctx.set_materialize_grads(False)
+            if first_only:
+                return output[0]
+            ctx.mark_non_differentiable(*(output[i] for i in auxiliary))
             return output
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
-            return backward(ctx, *grads)
+            with below_autograd():
+                return backward(ctx, *grads)
 
     Direct.__name__ = Direct.__qualname__ = _title(name)
     apply: Callable[..., Any] = Direct.apply
     return apply
+
+
+def short_cut(
+    op: Any,
+    setup: Callable[[Any, tuple[Any, ...], Any], None],
+    backward: Callable[..., Any],
+) -> Callable[..., Any]:
+    """The first output of ``op``, for weights that :func:`goes_direct` says yes to."""
+    return _direct(op._schema.name, op, setup, backward, (), first_only=True)
 
 
 def devices_with_kernels(op: Any) -> frozenset[str]:
@@ -244,7 +265,7 @@ def differentiable(
             return op(*inputs)
         if transforming():
             return transformed(*inputs)
-        return (direct if _goes_direct(inputs[0], autocast) else op)(*inputs)
+        return (direct if goes_direct(inputs[0], autocast) else op)(*inputs)
 
     transformed = _transformable(name, call, setup, backward, auxiliary)
     return call
@@ -265,7 +286,7 @@ def with_gradient(
             return plain(*inputs)
         if transforming():
             return transformed(*inputs)
-        return (direct if _goes_direct(inputs[0], autocast=False) else plain)(*inputs)
+        return (direct if goes_direct(inputs[0], autocast=False) else plain)(*inputs)
 
     plain = _transformable(name, function, setup, backward, auxiliary)
     transformed = _transformable(name, call, setup, backward, auxiliary)

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from lipfuse.ops._define import (
+    below_autograd,
     define,
     differentiable,
+    goes_direct,
     once_differentiable,
+    short_cut,
     transforming,
     wants_gradient,
     with_gradient,
@@ -78,6 +81,15 @@ _call = differentiable(_orthogonalize, _setup, _backward, auxiliary=(1, 2))
 _tangent_call = with_gradient(
     "lipfuse::orthogonalize_tangent", _call, _setup, _tangent_backward, auxiliary=(1, 2)
 )
+_short_cut = short_cut(_orthogonalize, _setup, _backward)
+_tangent_short_cut = short_cut(_orthogonalize, _setup, _tangent_backward)
+
+
+def orthogonal_weight(weight: Tensor, tol: float, scale: float, tangent: bool = False) -> Tensor:
+    """``scale * Q`` alone, by the shortest way there is for this weight."""
+    if not torch.compiler.is_compiling() and goes_direct(weight):
+        return (_tangent_short_cut if tangent else _short_cut)(weight, tol, scale, True)
+    return orthogonalize(weight, tol, scale, tangent)[0]
 
 
 def orthogonalize(
@@ -157,7 +169,7 @@ class _Foreach(torch.autograd.Function):
         if used:
             starts = [sum(groups[:i]) for i in range(n)]
             rows = [r for i in used for r in range(starts[i], starts[i] + groups[i])]
-            some = _foreach_backward(
+            arguments = (
                 [grads[i] for i in used],
                 [tensors[i] for i in used],
                 [tensors[n + i] for i in used],
@@ -168,6 +180,8 @@ class _Foreach(torch.autograd.Function):
                 tol,
                 tangent,
             )
+            with below_autograd():
+                some = _foreach_backward(*arguments)
             for i, g in zip(used, some):
                 out[i] = g
         return None, None, None, None, *out
