@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Literal, Optional
 
 import torch
@@ -11,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from .._checks import check_choice, check_positive
 from ..parametrizations import LipschitzWeight, as_matrices
+from ._computed import blank, class_for
 from .module import LipschitzModule
 
 DEFAULT_EPS_SPECTRAL = 1e-3
@@ -31,42 +31,6 @@ def check_layer(
     check_choice("method", method, ("polar", "bjorck"))
 
 
-def _rebuild(base: type[Any], state: dict[str, Any]) -> Any:
-    """A layer with a computed weight: an instance of the class that torch makes at run time."""
-    layer: Any = base.__new__(base)  # type: ignore[call-overload]
-    layer.__dict__.update(state)
-    parametrize._inject_new_class(layer)
-    for name in layer.parametrizations:
-        parametrize._inject_property(layer, name)
-    _shorten_access(type(layer))
-    return layer
-
-
-def _shorten_access(kind: type[Any]) -> None:
-    """Lets the computed weight be read without the detours that only long chains need.
-
-    ``kind`` is the class that torch makes for one parametrized layer. A small weight is normalised
-    in a few microseconds; module calls on the way to it would cost as much again.
-    """
-    general = kind.weight
-
-    def get(layer: Any) -> Tensor:
-        chain = layer._modules["parametrizations"]._modules["weight"]
-        step = chain._modules["0"]
-        if (
-            len(chain._modules) == 1
-            and not parametrize._cache_enabled
-            and not (step._forward_hooks or step._forward_pre_hooks or chain._forward_hooks)
-            and not torch.compiler.is_compiling()
-        ):
-            weight: Tensor = step.forward(chain._parameters["original"])
-        else:
-            weight = general.fget(layer)
-        return weight
-
-    kind.weight = property(get, general.fset)
-
-
 class WeightedModule(LipschitzModule):
     """A layer whose weight is normalised by one parametrization that also holds its scale."""
 
@@ -76,7 +40,8 @@ class WeightedModule(LipschitzModule):
     def _normalise_weight(self, parametrization: nn.Module) -> None:
         assert isinstance(self, nn.Module)
         parametrize.register_parametrization(self, "weight", parametrization, unsafe=True)
-        _shorten_access(type(self))
+        # torch has made a class for this layer alone.
+        self.__class__ = class_for(type(self).__bases__[0])
 
     def _draw(self, groups: int = 1) -> None:
         """Orthogonal matrices, one a group, and a zero bias."""
@@ -101,27 +66,13 @@ class WeightedModule(LipschitzModule):
     def _apply_k(self, k: float) -> None:
         self._parametrization.scale = k * self._factor
 
-    # Parametrized modules of torch refuse to be pickled: their class is made at run time. Ours know
-    # how to make it again.
+    # torch's parametrized modules refuse to be pickled: their class is made at run time. Ours can
+    # be made again. A copy goes the same way.
     def __reduce_ex__(self, protocol: Any) -> Any:
-        if not parametrize.is_parametrized(self):  # type: ignore[arg-type]
+        chains = self.__dict__["_modules"].get("parametrizations")
+        if not chains:
             return super().__reduce_ex__(protocol)
-        return _rebuild, (type(self).__bases__[0], self.__dict__)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        base = type(self)
-        parametrized = parametrize.is_parametrized(self)  # type: ignore[arg-type]
-        if parametrized:
-            base = base.__bases__[0]
-        new = base.__new__(base)
-        memo[id(self)] = new
-        state = copy.deepcopy(self.__dict__, memo)
-        if not parametrized:
-            new.__dict__.update(state)
-            return new
-        rebuilt = _rebuild(base, state)
-        memo[id(self)] = rebuilt
-        return rebuilt
+        return blank, (type(self).__bases__[0], tuple(chains)), self.__dict__
 
 
 def lipschitz_weight(
