@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ("weights", "spectral", "fuse", "activations", "steps", "memory", "accuracy")
+NAMES = ("weights", "spectral", "fuse", "activations", "steps", "compiled", "memory", "accuracy")
 
 
 def find_lipfuse() -> None:

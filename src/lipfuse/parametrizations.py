@@ -82,7 +82,12 @@ def headroom(weight: Tensor) -> float:
 
 def _can_look_at(weight: Tensor) -> bool:
     """Whether there are values to decide on: not in a graph being made, not inside a transform."""
-    return not (torch.compiler.is_compiling() or ops.transforming() or weight.is_meta)
+    return not (
+        torch.compiler.is_compiling()
+        or ops.transforming()
+        or weight.is_meta
+        or torch._C._get_tracing_state() is not None
+    )
 
 
 Method = Literal["polar", "bjorck", "spectral", "frobenius"]
@@ -136,6 +141,7 @@ class LipschitzWeight(nn.Module):
         # The names that torch's spectral_norm and deel-torchlip use in their checkpoints.
         self.register_buffer("_u", u)
         self.register_buffer("_v", v)
+        self._name = ops.name_for(self)
 
     # What lipfuse.fuse computed for this forward; never kept beyond it.
     given: Optional[Tensor] = None
@@ -169,6 +175,10 @@ class LipschitzWeight(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": None, "given": None}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._name = ops.name_for(self)
+
     def _training_step(self, w: Tensor, scale: float) -> Tensor:
         if self.method == "polar":
             return ops.orthogonal_weight(w, TRAINING_TOL, scale, self.backward == "tangent")
@@ -199,9 +209,14 @@ class LipschitzWeight(nn.Module):
         return out * shrink[..., None, None], u, v
 
     def _exactly(self, w: Tensor, scale: float) -> Tensor:
-        wants_gradient = w.requires_grad and torch.is_grad_enabled()
-        if wants_gradient or w.is_cuda or not _can_look_at(w):
+        if (w.requires_grad and torch.is_grad_enabled()) or w.is_cuda:
             return self._to_full_accuracy(w, scale)
+        if ops.in_compiled_code():
+            return ops.evaluate([w], scale, w.shape, self._name)
+        return self.evaluated(scale, w) if _can_look_at(w) else self._to_full_accuracy(w, scale)
+
+    def evaluated(self, scale: float, w: Tensor) -> Tensor:
+        """The result, from memory where the weight is that of the last time."""
         # Inference calls this for every batch. Comparing the whole parameter with that of last time
         # costs little beside computing, and unlike a version counter it cannot be fooled.
         kept = self._kept

@@ -3,8 +3,9 @@
 Importing this package registers them under ``torch.ops.lipfuse``.
 """
 
-from lipfuse.ops._define import transforming, under_autocast
+from lipfuse.ops._define import in_compiled_code, transforming, under_autocast
 from lipfuse.ops.bjorck import bjorck, spectral_bjorck
+from lipfuse.ops.evaluate import evaluate, name_for
 from lipfuse.ops.frobenius_normalize import frobenius_normalize
 from lipfuse.ops.orthogonalize import (
     foreach_orthogonalize,
@@ -16,8 +17,11 @@ from lipfuse.ops.spectral_bound import spectral_bound
 
 __all__ = [
     "bjorck",
+    "evaluate",
     "foreach_orthogonalize",
     "frobenius_normalize",
+    "in_compiled_code",
+    "name_for",
     "orthogonal_weight",
     "orthogonalize",
     "power_iteration",

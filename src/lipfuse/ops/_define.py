@@ -33,7 +33,11 @@ def define(name: str, fake: Callable[..., Any]) -> Any:
         _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, _in_full_precision(function), "CompositeExplicitAutograd")
     torch.library.register_fake(f"lipfuse::{name}", fake, lib=_library)
-    return getattr(torch.ops.lipfuse, name).default
+    op = getattr(torch.ops.lipfuse, name).default
+    # Memory of any layout will do: without this, compiled code copies channels_last images. The
+    # stable ABI, where the native library defines its schemas, cannot say so.
+    op.tags.append(torch.Tag.flexible_layout)
+    return op
 
 
 _AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
@@ -200,9 +204,16 @@ def is_worth_an_operator(input: Tensor) -> bool:
     Torch's operations know every transform, forward mode and export. Compiled, they are fused, but
     into several times the operators' time on a processor: those are kept there.
     """
-    if torch.compiler.is_compiling():
-        return not torch.compiler.is_exporting() and not _transforming_now()
-    return is_plain(input)
+    return in_compiled_code() if torch.compiler.is_compiling() else is_plain(input)
+
+
+def in_compiled_code() -> bool:
+    """Whether a compiler is making code that will run here, without transforms."""
+    return (
+        torch.compiler.is_compiling()
+        and not torch.compiler.is_exporting()
+        and not _transforming_now()
+    )
 
 
 @torch.compiler.assume_constant_result
