@@ -90,6 +90,11 @@ def _can_look_at(weight: Tensor) -> bool:
     )
 
 
+def _recomputing() -> bool:
+    """Whether a backward is running: activation checkpointing then calls the forward again."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
 Method = Literal["polar", "bjorck", "spectral", "frobenius"]
 
 
@@ -145,10 +150,22 @@ class LipschitzWeight(nn.Module):
 
     # What lipfuse.fuse computed for this forward; never kept beyond it.
     given: Optional[Tensor] = None
+    # The same, of the last forward inside torch.utils.checkpoint, which asks for it once more.
+    _given_again: Optional[Tensor] = None
+
+    def _handed_out(self) -> Optional[Tensor]:
+        if self.given is not None:
+            hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+            self._given_again = None if hooks is None else self.given
+        elif self._given_again is not None and not _recomputing():
+            self._given_again = None
+        return self._given_again if self.given is None else self.given
 
     def forward(self, weight: Tensor) -> Tensor:
-        if self.given is not None:
-            return self.given
+        if self.given is not None or self._given_again is not None:
+            handed_out = self._handed_out()
+            if handed_out is not None:
+                return handed_out
         if (
             self.training
             and weight.dtype is torch.float32
@@ -173,7 +190,7 @@ class LipschitzWeight(nn.Module):
     _kept: Optional[tuple[Tensor, float, Tensor]] = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None, "given": None}
+        return {**self.__dict__, "_kept": None, "given": None, "_given_again": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -184,18 +201,20 @@ class LipschitzWeight(nn.Module):
             return ops.orthogonal_weight(w, TRAINING_TOL, scale, self.backward == "tangent")
         assert self._u is not None and self._v is not None
         u, v = self._u.to(w.dtype), self._v.to(w.dtype)
+        again = _recomputing()  # from where the forward arrived, to the same result
         if self.method == "bjorck":
             # Björck's iteration forgives an estimate that is 70 % too small, and the operator
             # notices a worse one, so that few iterations do.
-            iterations = 2 if self.eps_spectral >= 1e-3 else 5
+            iterations = 0 if again else 2 if self.eps_spectral >= 1e-3 else 5
             out, _, u, v = ops.spectral_bjorck(
                 w, u, v, iterations, 1e-12, 0.5, 15, self.eps_bjorck, scale
             )
         else:
-            out, u, v = self._divided(w, u, v, 2, scale)
-        with torch.no_grad():
-            self._u.copy_(u)
-            self._v.copy_(v)
+            out, u, v = self._divided(w, u, v, 0 if again else 2, scale)
+        if not again:
+            with torch.no_grad():
+                self._u.copy_(u)
+                self._v.copy_(v)
         return out
 
     def _divided(
@@ -297,12 +316,13 @@ class SpectralNorm(nn.Module):
         if weight.dim() == 1:
             return frobenius_normalize(weight, eps=self.eps)
         w = weight if weight.dim() == 2 and self.dim == 0 else self._matrix(weight)
-        n = self.n_power_iterations if self.training else 0
+        advancing = self.training and not _recomputing()
+        n = self.n_power_iterations if advancing else 0
         if w.dtype == self._u.dtype and w.dtype not in HALF:
             out, _, u, v = ops.spectral_normalize(w, self._u, self._v, n, self.eps, 1.0)
         else:
             out, _, u, v = spectral_normalize(w, self._u, self._v, n_iterations=n, eps=self.eps)
-        if self.training:
+        if advancing:
             torch._foreach_copy_((self._u, self._v), (u.detach(), v.detach()))
         if w is weight:
             return out
