@@ -4,13 +4,14 @@ __version__ = "0.1.0"
 
 from . import functional, nn, optim, parametrizations
 from .export import vanilla_model
-from .fusion import fuse, unfuse
+from .fusion import fuse, normalize_once, unfuse
 
 __all__ = [
     "__version__",
     "functional",
     "fuse",
     "nn",
+    "normalize_once",
     "optim",
     "parametrizations",
     "unfuse",

@@ -21,6 +21,7 @@ from ._checks import (
     check_positive,
     check_positive_int,
 )
+from .distributed import is_sharded, whole
 from .functional import convolution
 from .functional.normalization import _HALF as HALF
 from .functional.normalization import (
@@ -166,6 +167,8 @@ class LipschitzWeight(nn.Module):
             handed_out = self._handed_out()
             if handed_out is not None:
                 return handed_out
+        if is_sharded(weight):
+            return whole(self.forward, weight)
         if (
             self.training
             and weight.dtype is torch.float32
@@ -313,6 +316,8 @@ class SpectralNorm(nn.Module):
         return weight.movedim(self.dim, 0).flatten(1)
 
     def forward(self, weight: Tensor) -> Tensor:
+        if is_sharded(weight):
+            return whole(self.forward, weight)
         if weight.dim() == 1:
             return frobenius_normalize(weight, eps=self.eps)
         w = weight if weight.dim() == 2 and self.dim == 0 else self._matrix(weight)
@@ -343,6 +348,8 @@ class BjorckNorm(nn.Module):
         self.max_iterations = check_positive_int("max_iterations", max_iterations)
 
     def forward(self, weight: Tensor) -> Tensor:
+        if is_sharded(weight):
+            return whole(self.forward, weight)
         w = as_matrices(weight)
         out = bjorck(w, beta=self.beta, max_iterations=self.max_iterations, eps=self.eps)
         return out.reshape(weight.shape)
@@ -362,6 +369,8 @@ class Orthogonal(nn.Module):
         )
 
     def forward(self, weight: Tensor) -> Tensor:
+        if is_sharded(weight):
+            return whole(self.forward, weight)
         w = as_matrices(weight)
         return orthogonalize(w, tol=self.tol, backward=self.backward).reshape(weight.shape)
 
@@ -378,6 +387,8 @@ class FrobeniusNorm(nn.Module):
         self.scale = check_positive("scale", scale)
 
     def forward(self, weight: Tensor) -> Tensor:
+        if is_sharded(weight):
+            return whole(self.forward, weight)
         if not self.training and _can_look_at(weight) and not bool(torch.isfinite(weight).all()):
             raise ValueError(
                 "weight must be finite to be normalised outside training, "

@@ -3,7 +3,7 @@
 Importing this package registers them under ``torch.ops.lipfuse``.
 """
 
-from lipfuse.ops._define import in_compiled_code, transforming, under_autocast
+from lipfuse.ops._define import ORDINARY, in_compiled_code, transforming, under_autocast
 from lipfuse.ops.bjorck import bjorck, spectral_bjorck
 from lipfuse.ops.evaluate import evaluate, name_for
 from lipfuse.ops.frobenius_normalize import frobenius_normalize
@@ -16,6 +16,7 @@ from lipfuse.ops.power_iteration import power_iteration, spectral_normalize
 from lipfuse.ops.spectral_bound import spectral_bound
 
 __all__ = [
+    "ORDINARY",
     "bjorck",
     "evaluate",
     "foreach_orthogonalize",

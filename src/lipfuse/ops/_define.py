@@ -19,6 +19,9 @@ from lipfuse import _native, reference
 
 _library = torch.library.Library("lipfuse", "FRAGMENT")
 
+ORDINARY = (Tensor, torch.nn.Parameter)
+"""The types of tensors without a will of their own; subclasses may be distributed or fake."""
+
 
 def define(name: str, fake: Callable[..., Any]) -> Any:
     """Registers the operator ``lipfuse::name`` and returns its overload.
@@ -125,7 +128,7 @@ def goes_direct(weight: Tensor, autocast: bool = True) -> bool:
     return (
         weight.requires_grad
         and torch.is_grad_enabled()
-        and type(weight) in (Tensor, torch.nn.Parameter)
+        and type(weight) in ORDINARY
         and not transforming()
         and not (autocast and under_autocast(weight))
     )
@@ -190,7 +193,7 @@ def devices_with_kernels(op: Any) -> frozenset[str]:
 def is_plain(input: Tensor) -> bool:
     """Whether this is eager code on an ordinary tensor, without transforms."""
     return (
-        type(input) in (Tensor, torch.nn.Parameter)
+        type(input) in ORDINARY
         and not torch.compiler.is_compiling()
         and not transforming()
         and torch._C._get_tracing_state() is None
