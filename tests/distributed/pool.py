@@ -69,13 +69,13 @@ class Pool:
         chosen = self._requests[:count]
         for request in chosen:
             request.send((function, count, arguments))
-        results = []
+        answers = []
         for rank, request in enumerate(chosen):
             assert request.poll(PATIENCE), f"process {rank} does not answer"
-            outcome, result = request.recv()
+            answers.append(request.recv())
+        for rank, (outcome, result) in enumerate(answers):
             assert outcome == "done", f"process {rank} failed:\n{result}"
-            results.append(result)
-        return results
+        return [result for _, result in answers]
 
     def close(self) -> None:
         for request in self._requests:

@@ -1,4 +1,4 @@
-"""DistributedDataParallel: the training of one process, the same weights everywhere, little traffic."""
+"""DistributedDataParallel: trains like one process, to the same weights everywhere."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_trains_like_one_process(pool: Pool, count: int, method: str, how: str) 
     assert vectors == 0 if method == "polar" else vectors < sum(p.numel() for p in first.values())
 
 
-def trained_with_unequal_losses(group: Any) -> dict[str, Tensor]:
+def with_static_graph(group: Any) -> dict[str, Tensor]:
     model = network()
     parallel = DistributedDataParallel(model, process_group=group, static_graph=True)
     train(model, parallel, group=group)
@@ -67,7 +67,7 @@ def trained_with_unequal_losses(group: Any) -> dict[str, Tensor]:
 
 
 def test_static_graph(pool: Pool) -> None:
-    results = pool.run(2, trained_with_unequal_losses)
+    results = pool.run(2, with_static_graph)
     assert_same_state(results[0], trained_alone("polar"), 2e-4)
     assert_same_state(results[1], results[0])
 

@@ -15,8 +15,6 @@ from typing import Any
 import torch
 from torch.nn.utils import parametrize
 
-from ..distributed import is_sharded
-
 _ATTRIBUTE = "_class_with_computed_weight"
 
 
@@ -83,34 +81,13 @@ def _cached(layer: Any, name: str, chain: Any) -> Any:
     return parametrize._cache[key]
 
 
-def _register_parameter(layer: Any, name: str, parameter: Any) -> None:
-    """Puts a parameter where torch's tensor parallelism means it to be.
-
-    It takes the names of a layer's parameters for those of attributes, and ``weight`` for a
-    parameter: then the computed weight's own parameter is sharded in the same way.
-    """
-    path, _, last = name.rpartition(".")
-    chains = layer._modules.get("parametrizations", {})
-    if path:
-        layer.get_submodule(path).register_parameter(last, parameter)
-    elif name in chains and is_sharded(parameter):
-        from torch.distributed.tensor import distribute_tensor
-
-        own = chains[name].original
-        sharded = distribute_tensor(own.detach(), parameter.device_mesh, parameter.placements)
-        chains[name].original = torch.nn.Parameter(sharded, own.requires_grad)
-    else:
-        torch.nn.Module.register_parameter(layer, name, parameter)
-
-
 def class_for(base: type[Any], names: tuple[str, ...] = ("weight",)) -> Any:
     """The class of layers of type ``base`` whose tensors ``names`` may be computed."""
     shared = base.__dict__.get(_ATTRIBUTE)
     if shared is None:
         # Named as torch would, which takes the first base for the type before parametrization.
         title = f"Parametrized{base.__name__}"
-        members = {"__module__": base.__module__, "register_parameter": _register_parameter}
-        shared = _Shared(title, (base,), members)
+        shared = _Shared(title, (base,), {"__module__": base.__module__})
         setattr(base, _ATTRIBUTE, shared)
     for name in names:
         if name not in shared.__dict__:
