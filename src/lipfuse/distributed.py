@@ -74,59 +74,70 @@ def _plan(shapes: tuple[tuple[int, ...], ...], groups: tuple[int, ...], ranks: i
 # ---- exchange ------------------------------------------------------------------------------------
 
 
-class _Exchange:
-    """Lists of tensors, some of each rank, as equal pieces of one flat buffer."""
+class Exchange:
+    """Lists of tensors, some of each rank, in one flat buffer.
+
+    Each rank's tensors are a piece of it, and pieces have one size, that of the largest. Where this
+    would be wasteful (many more ranks than tensors, say), the tensors lie one after the other and
+    are exchanged by adding up, which sends twice as much as there is.
+
+    Args:
+        like: tensors of the shapes, dtype and device of those to exchange.
+        owners: the rank that computes each.
+        group: the process group.
+    """
 
     def __init__(self, like: Sequence[Tensor], owners: Sequence[int], group: Any) -> None:
-        self.group, self.ranks, self.rank = group, dist.get_world_size(group), dist.get_rank(group)
-        self.shapes = [x.shape for x in like]
-        self.of_rank = [[i for i, o in enumerate(owners) if o == r] for r in range(self.ranks)]
-        self.mine = self.of_rank[self.rank]
-        sizes = [sum(self.shapes[i].numel() for i in some) for some in self.of_rank]
-        self.piece = max(sizes)
-        self.empty: Callable[[int], Tensor] = like[0].new_empty
+        self._group, self._ranks = group, dist.get_world_size(group)
+        rank = dist.get_rank(group)
+        self.mine = [i for i, owner in enumerate(owners) if owner == rank]
+        self._shapes = [x.shape for x in like]
+        sizes = [shape.numel() for shape in self._shapes]
+        of_rank = [0] * self._ranks
+        for owner, size in zip(owners, sizes):
+            of_rank[owner] += size
+        piece = max(of_rank)
+        self._in_pieces = piece * self._ranks <= 2 * sum(sizes)
+        ends = [r * piece if self._in_pieces else 0 for r in range(self._ranks)]
+        self._at = []
+        for owner, size in zip(owners, sizes):
+            end = owner if self._in_pieces else 0
+            self._at.append(ends[end])
+            ends[end] += size
+        self._size = piece * self._ranks if self._in_pieces else sum(sizes)
+        self._piece = slice(rank * piece, (rank + 1) * piece)
+        self._zeros: Callable[[int], Tensor] = like[0].new_zeros
 
-    def _flat(self, tensors: dict[int, Optional[Tensor]], some: list[int], out: Tensor) -> None:
-        at = 0
-        for i in some:
-            size = self.shapes[i].numel()
-            tensor = tensors[i]
-            if tensor is None:
-                out[at : at + size].zero_()
-            else:
-                out[at : at + size].view(self.shapes[i]).copy_(tensor)
-            at += size
-        out[at:].zero_()
+    def _part(self, buffer: Tensor, i: int) -> Tensor:
+        size = self._shapes[i].numel()
+        return buffer[self._at[i] : self._at[i] + size].view(self._shapes[i])
 
     def gather(self, mine: Sequence[Tensor]) -> list[Tensor]:
         """All tensors, from each rank's own."""
-        piece, everything = self.empty(self.piece), self.empty(self.piece * self.ranks)
-        self._flat(dict(zip(self.mine, mine)), self.mine, piece)
-        _gather(everything, piece, group=self.group)
-        out: list[Optional[Tensor]] = [None] * len(self.shapes)
-        for r, some in enumerate(self.of_rank):
-            at = r * self.piece
-            for i in some:
-                size = self.shapes[i].numel()
-                # Copies of their own: slices would keep each other alive, and share a version.
-                out[i] = everything[at : at + size].view(self.shapes[i]).clone()
-                at += size
-        return cast("list[Tensor]", out)
+        buffer = self._zeros(self._size)
+        for i, x in zip(self.mine, mine):
+            self._part(buffer, i).copy_(x)
+        if self._in_pieces:
+            _gather(buffer, buffer[self._piece].clone(), group=self._group)
+        else:
+            dist.all_reduce(buffer, group=self._group)
+        # Copies of their own: parts of one buffer would keep each other alive.
+        return [self._part(buffer, i).clone() for i in range(len(self._shapes))]
 
     def average(self, tensors: Sequence[Optional[Tensor]]) -> list[Tensor]:
         """The means over all ranks of this rank's own part; a tensor that is None counts as 0."""
-        everything, piece = self.empty(self.piece * self.ranks), self.empty(self.piece)
-        table = dict(enumerate(tensors))
-        for r, some in enumerate(self.of_rank):
-            self._flat(table, some, everything[r * self.piece : (r + 1) * self.piece])
-        # Divided before: the sum of many large gradients could overflow.
-        _scatter(piece, everything.div_(self.ranks), group=self.group)
-        out, at = [], 0
-        for i in self.mine:
-            size = self.shapes[i].numel()
-            out.append(piece[at : at + size].view(self.shapes[i]))
-            at += size
-        return out
+        buffer = self._zeros(self._size)
+        for i, x in enumerate(tensors):
+            if x is not None:
+                self._part(buffer, i).copy_(x)
+        buffer.div_(self._ranks)  # before: the sum of many large gradients could overflow
+        if self._in_pieces:
+            piece = buffer[self._piece].clone()
+            _scatter(piece, buffer, group=self._group)
+            buffer[self._piece] = piece
+        else:
+            dist.all_reduce(buffer, group=self._group)
+        return [self._part(buffer, i).clone() for i in self.mine]
 
 
 class _Shared(torch.autograd.Function):
@@ -145,7 +156,7 @@ class _Shared(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ranks = dist.get_world_size(process_group)
         owners = _plan(tuple(tuple(w.shape) for w in weights), tuple(groups), ranks)
-        exchange = _Exchange(weights, owners, process_group)
+        exchange = Exchange(weights, owners, process_group)
         mine = exchange.mine
         own = ([groups[i] for i in mine], [scales[i] for i in mine])
         results: list[Tensor] = []

@@ -25,6 +25,28 @@ def gradients_of(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
     return {name: p.grad for name, p in model.named_parameters()}  # type: ignore[misc]
 
 
+def single(group: Any, columns: int) -> tuple[Tensor, Tensor]:
+    """One matrix for all ranks, the gradient of which is this rank's number."""
+    torch.manual_seed(dist.get_rank(group))
+    layer: Any = lipfuse.fuse(lnn.SpectralLinear(columns, 5), process_group=group)
+    original = layer.parametrizations.weight.original
+    layer(torch.eye(columns)).mul(dist.get_rank(group) * torch.arange(5.0)).sum().backward()
+    return original.detach(), original.grad
+
+
+@pytest.mark.parametrize("columns", [3, 9])
+def test_more_ranks_than_matrices(pool: Pool, columns: int) -> None:
+    results = pool.run(4, single, columns)
+    twin: Any = lnn.SpectralLinear(columns, 5)
+    original = twin.parametrizations.weight.original
+    original.data.copy_(results[0][0])
+    twin(torch.eye(columns)).mul(1.5 * torch.arange(5.0)).sum().backward()
+    for found, gradient in results:
+        assert torch.equal(found, results[0][0])
+        assert torch.equal(gradient, results[0][1])
+        assert torch.allclose(gradient, original.grad, atol=1e-5)
+
+
 def forward_and_backward(group: Any) -> tuple[int, dict[str, Tensor], dict[str, Tensor]]:
     """How many matrices this rank normalised; the weights, and the gradients without DDP."""
     model = network()
