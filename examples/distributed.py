@@ -114,10 +114,19 @@ def main() -> None:
     parser.add_argument("--kill-rank", type=int, default=-1, help="kill this process ...")
     parser.add_argument("--kill-at", type=int, default=-1, help="... at this step, the first time")
     settings = parser.parse_args()
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restarts != "0":
         settings.kill_rank = -1
     settings.folder.mkdir(parents=True, exist_ok=True)
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    # torchrun (2.13) hands the store of the last attempt to the next one. Without a prefix of their
+    # own, processes may find in it the addresses of dead ones.
+    store, rank, size = next(dist.rendezvous("env://"))
+    dist.init_process_group(
+        "nccl" if torch.cuda.is_available() else "gloo",
+        store=dist.PrefixStore(f"attempt-{restarts}", store),
+        rank=rank,
+        world_size=size,
+    )
     train(settings, dist.group.WORLD)
     dist.destroy_process_group()
 

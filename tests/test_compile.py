@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import warnings
 from typing import Any
@@ -122,6 +123,39 @@ def test_every_layer_in_one_graph_for_all_batches(training: bool) -> None:
             optimizer.step()
             optimizer.zero_grad()
         twin.load_state_dict(model.state_dict())
+
+
+def test_every_loss_in_one_graph_for_all_batches() -> None:
+    torch._dynamo.reset()
+    kinds = [getattr(lnn, name) for name in lnn.__all__]
+    kinds = [kind for kind in kinds if not issubclass(kind, lnn.LipschitzModule)]
+    needed = {"alpha": 0.5, "tau": 2.0}
+    losses = []
+    for kind in kinds:
+        names = inspect.signature(kind).parameters.values()
+        losses.append(kind(**{p.name: needed[p.name] for p in names if p.default is p.empty}))
+
+    def together(logits: Tensor, labels: Tensor) -> Tensor:
+        return torch.stack([loss(logits, labels) for loss in losses])
+
+    compiled = torch.compile(together, fullgraph=True, dynamic=True, backend="aot_eager")
+    twin = copy.deepcopy(losses)
+    for step, count in enumerate((6, 9, 12)):
+        logits = torch.randn(count, 3, requires_grad=True)
+        labels = torch.zeros(count, 3)
+        labels[torch.arange(count), torch.arange(count) % 3] = 1.0
+        with torch.compiler.set_stance("fail_on_recompile" if step else "default"):
+            found = compiled(logits, labels)
+        expected = torch.stack([loss(logits, labels) for loss in twin])
+        weights = torch.linspace(1, 2, len(kinds))
+        for a, b in zip(
+            torch.autograd.grad((found * weights).sum(), logits),
+            torch.autograd.grad((expected * weights).sum(), logits),
+            strict=True,
+        ):
+            assert torch.allclose(a, b, atol=1e-6)
+        assert torch.allclose(found, expected, atol=1e-6)
+    assert len(kinds) >= 12
 
 
 def test_compiled_inference_computes_a_weight_once(monkeypatch: pytest.MonkeyPatch) -> None:

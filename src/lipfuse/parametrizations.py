@@ -167,10 +167,9 @@ class LipschitzWeight(nn.Module):
             handed_out = self._handed_out()
             if handed_out is not None:
                 return handed_out
-        if is_sharded(weight):
-            return whole(self.forward, weight)
         if (
             self.training
+            and type(weight) is nn.Parameter
             and weight.dtype is torch.float32
             and weight.dim() == 2
             and self.method == "polar"
@@ -179,6 +178,8 @@ class LipschitzWeight(nn.Module):
         ):  # the common case, without the steps it does not need
             tangent = self.backward == "tangent"
             return ops.orthogonal_weight(weight, TRAINING_TOL, self.scale, tangent)
+        if is_sharded(weight):
+            return whole(self.forward, weight)
         w = as_matrices(weight, self.groups)
         if w.numel() == 0:
             return weight

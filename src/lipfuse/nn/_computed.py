@@ -33,12 +33,9 @@ class _Shared(abc.ABCMeta):
 def _computed(name: str) -> property:
     """The attribute ``name`` of layers that may have a parametrization for it."""
 
-    def chain_of(layer: Any) -> Any:
-        chains = layer._modules.get("parametrizations")
-        return None if chains is None else chains._modules.get(name)
-
     def get(layer: Any) -> Any:
-        chain = chain_of(layer)
+        chains = layer._modules.get("parametrizations")
+        chain = None if chains is None else chains._modules.get(name)
         if chain is None:
             # An ordinary attribute of this layer. torch.nn.Module would look there itself, but
             # torch.compile does not follow it from here.
@@ -62,11 +59,11 @@ def _computed(name: str) -> property:
         return chain()
 
     def set(layer: Any, value: Any) -> None:
-        chain = chain_of(layer)
-        if chain is None:
+        chains = layer._modules.get("parametrizations")
+        if chains is None or name not in chains._modules:
             layer.__dict__[name] = value
         else:
-            chain.right_inverse(value)
+            chains._modules[name].right_inverse(value)
 
     return property(get, set)
 
