@@ -107,21 +107,25 @@ def test_every_layer_in_one_graph_for_all_batches(training: bool) -> None:
     model = every_layer.Together().train(training)
     twin = copy.deepcopy(model)
     compiled = torch.compile(twin, fullgraph=True, dynamic=True, backend="aot_eager")
-    for step, count in enumerate((5, 5, 7, 11)):
+    for step, count in enumerate((5, 7, 11)):
         batch = every_layer.inputs(count, step)
-        with torch.compiler.set_stance("fail_on_recompile" if step else "default"):
-            found = compiled(*batch)
-        expected = model(*batch)
+        with (
+            torch.set_grad_enabled(training),
+            torch.compiler.set_stance("fail_on_recompile" if step else "default"),
+        ):
+            found, expected = compiled(*batch), model(*batch)
         every_layer.assert_same(found, expected, 1e-4)
-        for outputs in (found, expected):
-            sum(x.tanh().sum() for x in outputs).backward()
-        optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, twin)]
-        for (name, a), b in zip(model.named_parameters(), twin.parameters(), strict=True):
-            assert a.grad is not None and b.grad is not None, name
-            assert torch.allclose(a.grad, b.grad, rtol=1e-2, atol=1e-3), name
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        if training:
+            for outputs in (found, expected):
+                sum(x.tanh().sum() for x in outputs).backward()
+        with torch.no_grad():
+            for (name, a), b in zip(model.named_parameters(), twin.parameters(), strict=True):
+                if training:
+                    assert torch.allclose(a.grad, b.grad, rtol=1e-2, atol=1e-3), name
+                    a.sub_(a.grad, alpha=0.1)
+                    a.grad = b.grad = None
+                else:
+                    a.mul_(-1.5)
         twin.load_state_dict(model.state_dict())
 
 

@@ -40,7 +40,7 @@ def test_gradients_of_one_large_batch(
     x, y = torch.randn(8, 1, 4, 4), torch.arange(8) % 3
     nn.functional.cross_entropy(twin(x), y).backward()
     calls: list[int] = []
-    for name in ("orthogonalize", "foreach_orthogonalize", "spectral_bjorck"):
+    for name in ("orthogonal_weight", "foreach_orthogonalize", "spectral_bjorck"):
         function = getattr(ops, name)
 
         def counted(*arguments: Any, function: Any = function) -> Any:
