@@ -7,7 +7,7 @@ from .condensation import condense
 from .convert import accelerate
 from .evaluation import evaluate_lip_const
 from .export import vanilla_model
-from .fusion import fuse, unfuse
+from .fusion import fuse, normalize_once, unfuse
 from .monitoring import Monitor, monitor
 from .spectra import compute_layer_sv, compute_model_sv, layer_singular_values
 
@@ -26,6 +26,7 @@ __all__ = [
     "metrics",
     "monitor",
     "nn",
+    "normalize_once",
     "optim",
     "parametrizations",
     "regularizers",

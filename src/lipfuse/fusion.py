@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from . import ops
+from .distributed import check_process_group, is_sharded, orthogonalize_shared
 from .parametrizations import HALF, TRAINING_TOL, ComputedWeight
 
-__all__ = ["fuse", "polar_weights", "unfuse"]
+__all__ = ["fuse", "normalize_once", "polar_weights", "unfuse"]
 
 _M = TypeVar("_M", bound=nn.Module)
 _HOOKS = "_lipfuse_hooks"
+_BEFORE = "_lipfuse_before"
 
 
 def polar_weights(model: nn.Module) -> list[Any]:
@@ -33,35 +38,50 @@ def parameters_of(chain: Any) -> list[Tensor]:
     return list(chain.parameters(recurse=False))
 
 
-class _Before:
-    """Forward pre-hook: normalises all weights and hands each to its layer.
+def _hand_out(chains: list[Any], process_group: Any) -> None:
+    """Normalises all weights and hands each to its layer."""
+    calls: dict[tuple[Any, ...], list[tuple[Any, list[Any]]]] = {}
+    for chain in chains:
+        step, parameters = chain[0], parameters_of(chain)
+        weight = parameters[0]
+        # Outside training every layer computes to full accuracy on its own.
+        alone = not step.training or weight.dtype in HALF or any(map(is_sharded, parameters))
+        if weight.numel() and not alone:
+            key = weight.dtype, weight.device, step.backward
+            calls.setdefault(key, []).append((step, step.polar_factors(*parameters)))
+    for (_, _, backward), steps in calls.items():
+        weights, groups, scales = zip(*(factor for _, factors in steps for factor in factors))
+        arguments = (weights, groups, scales, TRAINING_TOL, backward == "tangent")
+        if process_group is None:
+            results = iter(ops.foreach_orthogonalize(*arguments))
+        else:
+            results = iter(orthogonalize_shared(*arguments, process_group))
+        for step, factors in steps:
+            step.given = step.assemble([next(results) for _ in factors])
 
-    A class, not a closure, so that fused models can be copied and pickled.
+
+def _take_back(chains: list[Any]) -> None:
+    for chain in chains:
+        chain[0].given = None
+
+
+class _Before:
+    """Forward pre-hook: what :func:`fuse` adds to a model.
+
+    A class, not a closure, so that fused models can be copied and pickled; copies compute alone.
     """
 
-    def __init__(self, chains: list[Any]) -> None:
+    def __init__(self, chains: list[Any], process_group: Any) -> None:
         self.chains = chains
+        self.process_group = process_group
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"chains": self.chains, "process_group": None}
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         if torch.compiler.is_compiling() or parametrize._cache_enabled:
             return  # a compiler sees the whole graph anyway; a cache computes each weight once
-        calls: dict[tuple[Any, ...], list[tuple[Any, list[Any]]]] = {}
-        for chain in self.chains:
-            step, parameters = chain[0], parameters_of(chain)
-            weight = parameters[0]
-            # Outside training every layer computes to full accuracy on its own.
-            if step.training and weight.numel() and weight.dtype not in HALF:
-                key = weight.dtype, weight.device, step.backward
-                calls.setdefault(key, []).append((step, step.polar_factors(*parameters)))
-        for (_, _, backward), steps in calls.items():
-            weights, groups, scales = zip(*(factor for _, factors in steps for factor in factors))
-            results = iter(
-                ops.foreach_orthogonalize(
-                    weights, groups, scales, TRAINING_TOL, backward == "tangent"
-                )
-            )
-            for step, factors in steps:
-                step.given = step.assemble([next(results) for _ in factors])
+        _hand_out(self.chains, self.process_group)
 
 
 class _After:
@@ -71,11 +91,10 @@ class _After:
         self.chains = chains
 
     def __call__(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        for chain in self.chains:
-            chain[0].given = None
+        _take_back(self.chains)
 
 
-def fuse(model: _M) -> _M:
+def fuse(model: _M, *, process_group: Any = None) -> _M:
     """From now on all polar-factor weights of ``model`` are normalised in one call a forward.
 
     The layers' own normalisations are computed together when ``model`` itself is called in
@@ -83,16 +102,25 @@ def fuse(model: _M) -> _M:
     computes its own, and their gradients are independent. Layers called on their own, outside
     training or under a compiler work as before, and so does ``torch.nn.utils.parametrize.cached``.
 
+    With a ``process_group``, its ranks share the work: each normalises some of the matrices, chosen
+    so that all have as much to do, and all get all results. The parameters are made those of the
+    group's first rank now. All ranks then have to call the model, and run its backward, equally
+    often; what the backward leaves in these parameters' ``grad`` is the average over the ranks.
+    Averaging it once more, as ``DistributedDataParallel`` does, changes nothing.
+
     Args:
         model: a module with layers of :mod:`lipfuse.nn`; changed in place. Call again after adding
             or replacing layers.
+        process_group: of ``torch.distributed``, whose ranks train this model on data of their own,
+            ``torch.distributed.group.WORLD`` for all of them. None: every process computes alone.
 
     Returns:
         The model.
 
     Raises:
-        TypeError: if ``model`` is not a module.
-        ValueError: if it has no layer whose weight is a polar factor.
+        TypeError: if ``model`` is not a module, or ``process_group`` not a process group that this
+            process is in.
+        ValueError: if the model has no layer whose weight is a polar factor.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -102,12 +130,22 @@ def fuse(model: _M) -> _M:
             f"model must have at least one layer with a polar-factor weight, "
             f"{type(model).__name__} has none"
         )
+    if process_group is not None:
+        check_process_group(process_group)
+        for chain in found:
+            for parameter in parameters_of(chain):
+                if not is_sharded(parameter):
+                    dist.broadcast(parameter.detach(), group=process_group, group_src=0)
+        if dist.get_world_size(process_group) == 1:
+            process_group = None
     unfuse(model)
+    before = _Before(found, process_group)
     handles = (
-        model.register_forward_pre_hook(_Before(found)),
+        model.register_forward_pre_hook(before),
         model.register_forward_hook(_After(found), always_call=True),
     )
     setattr(model, _HOOKS, handles)
+    setattr(model, _BEFORE, before)
     return model
 
 
@@ -119,4 +157,62 @@ def unfuse(model: _M) -> _M:
     """
     for handle in model.__dict__.pop(_HOOKS, ()):
         handle.remove()
+    model.__dict__.pop(_BEFORE, None)
     return model
+
+
+@contextmanager
+def normalize_once(model: nn.Module) -> Iterator[None]:
+    """Normalises every weight once for all forwards inside, and goes back through that once.
+
+    For gradient accumulation::
+
+        with lipfuse.normalize_once(model):
+            for x, y in micro_batches:
+                (loss(model(x), y) / len(micro_batches)).backward()
+        optimizer.step()
+
+    Each backward inside leaves a gradient in the normalised weights; their sum goes through the
+    normalisation at the end, and only then are the parameters' gradients there. In a fused model,
+    the polar factors are computed in one call, and with a process group by all of its ranks.
+
+    Args:
+        model: a module; of all its parametrized tensors, those of other libraries too. Under
+            ``DistributedDataParallel``, all backwards but the last belong into ``no_sync()``.
+
+    Raises:
+        TypeError: if ``model`` is not a module.
+        ValueError: if a parametrized tensor is sharded (a DTensor).
+        RuntimeError: inside ``torch.nn.utils.parametrize.cached()``, or if a parameter changes
+            before the end.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if parametrize._cache_enabled:
+        raise RuntimeError("normalize_once cannot be used inside parametrize.cached()")
+    computed = []
+    for path, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            chains: Any = module.parametrizations
+            for name, chain in chains.items():
+                if any(is_sharded(p) for p in chain.parameters()):
+                    raise ValueError(f"model must not be sharded, {path}.{name} is a DTensor")
+                computed.append((module, name))
+    fused = [m.__dict__[_BEFORE] for m in model.modules() if _BEFORE in m.__dict__]
+    with parametrize.cached():
+        pairs = []
+        try:
+            for before in fused:
+                _hand_out(before.chains, before.process_group)
+            for module, name in computed:
+                weight = getattr(module, name)
+                leaf = weight.detach().requires_grad_(weight.requires_grad)
+                parametrize._cache[id(module), name] = leaf
+                pairs.append((weight, leaf))
+        finally:
+            for before in fused:
+                _take_back(before.chains)
+        yield
+    used = [(weight, leaf.grad) for weight, leaf in pairs if leaf.grad is not None]
+    if used:
+        torch.autograd.backward([w for w, _ in used], [g for _, g in used])

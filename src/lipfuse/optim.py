@@ -6,7 +6,8 @@ Also weight clipping, the constraint of the first Wasserstein GANs, to compare w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Optional, Union
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from . import ops
 from ._checks import check_positive, check_tensor
+from .distributed import is_sharded, whole
 from .fusion import parameters_of, polar_weights
 from .parametrizations import HALF
 
@@ -60,6 +62,14 @@ def retract_(
         given = [params_or_model] if isinstance(params_or_model, Tensor) else list(params_or_model)
         weights = [check_tensor("params_or_model", p, min_dim=2) for p in given]
         groups = [1] * len(weights)
+    alone = [(w, g) for w, g in zip(weights, groups) if not is_sharded(w)]
+    _retract_together_([w for w, _ in alone], [g for _, g in alone], tol)
+    for w, g in zip(weights, groups):
+        if is_sharded(w):
+            w.copy_(whole(partial(_retracted, groups=g, tol=tol), w))
+
+
+def _retract_together_(weights: Sequence[Tensor], groups: Sequence[int], tol: float) -> None:
     kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
     for i, w in enumerate(weights):
         if w.numel():
@@ -73,6 +83,12 @@ def retract_(
         for w in chosen:
             # Autograd has to know that the parameter changed.
             torch.autograd.graph.increment_version(w)
+
+
+def _retracted(weight: Tensor, groups: int, tol: float) -> Tensor:
+    copy = weight.clone()
+    _retract_together_([copy], [groups], tol)
+    return copy
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ The layers of :mod:`lipfuse.nn` use one fused module, :class:`LipschitzWeight`, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, Optional, TypeVar
 
 import torch
@@ -21,6 +22,7 @@ from ._checks import (
     check_positive,
     check_positive_int,
 )
+from .distributed import is_sharded, whole
 from .functional import convolution
 from .functional.normalization import _HALF as HALF
 from .functional.normalization import (
@@ -82,7 +84,17 @@ def headroom(weight: Tensor) -> float:
 
 def _can_look_at(weight: Tensor) -> bool:
     """Whether there are values to decide on: not in a graph being made, not inside a transform."""
-    return not (torch.compiler.is_compiling() or ops.transforming() or weight.is_meta)
+    return not (
+        torch.compiler.is_compiling()
+        or ops.transforming()
+        or weight.is_meta
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+def recomputing() -> bool:
+    """Whether a backward is running: activation checkpointing then calls the forward again."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 class ComputedWeight(nn.Module):
@@ -96,8 +108,14 @@ class ComputedWeight(nn.Module):
     backward: Literal["exact", "tangent"] = "exact"
     # What lipfuse.fuse computed for this forward; never kept beyond it.
     given: Optional[Tensor] = None
+    # The same, of the last forward inside torch.utils.checkpoint, which asks for it once more.
+    _given_again: Optional[Tensor] = None
     # What was computed last outside training, with copies of all it was computed from.
     _kept: Optional[tuple[tuple[Tensor, ...], float, Tensor]] = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._name = ops.name_for(self)
 
     def polar_factors(self, *parameters: Tensor) -> list[tuple[Tensor, int, float]]:
         """The matrices whose polar factors the weight is made of in training.
@@ -112,14 +130,34 @@ class ComputedWeight(nn.Module):
         """The weight from its polar factors, as :meth:`polar_factors` lists them."""
         raise NotImplementedError
 
+    def _handed_out(self) -> Optional[Tensor]:
+        """What :func:`lipfuse.fuse` has computed, if anything."""
+        if self.given is not None:
+            hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+            self._given_again = None if hooks is None else self.given
+        elif self._given_again is not None and not recomputing():
+            self._given_again = None
+        return self._given_again if self.given is None else self.given
+
     def _to_full_accuracy(self, scale: float, *parameters: Tensor) -> Tensor:
         """The weight in float64, from finite parameters in float64."""
         raise NotImplementedError
 
+    def _shape(self, *parameters: Tensor) -> Sequence[int]:
+        """Of the weight."""
+        return parameters[0].shape
+
     def _exactly(self, scale: float, *parameters: Tensor) -> Tensor:
-        wants_gradient = any(p.requires_grad for p in parameters) and torch.is_grad_enabled()
-        if wants_gradient or parameters[0].is_cuda or not _can_look_at(parameters[0]):
+        first = parameters[0]
+        if (any(p.requires_grad for p in parameters) and torch.is_grad_enabled()) or first.is_cuda:
             return self._checked(scale, *parameters)
+        if ops.in_compiled_code():
+            return ops.evaluate(parameters, scale, self._shape(*parameters), self._name)
+        at_hand = _can_look_at(first)
+        return (self.evaluated if at_hand else self._checked)(scale, *parameters)
+
+    def evaluated(self, scale: float, *parameters: Tensor) -> Tensor:
+        """The result, from memory where the parameters are those of the last time."""
         # Inference calls this for every batch. Comparing the whole parameter with that of last time
         # costs little beside computing, and unlike a version counter it cannot be fooled.
         kept = self._kept
@@ -142,7 +180,11 @@ class ComputedWeight(nn.Module):
         return self._to_full_accuracy(scale, *(w.double() for w in parameters))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None, "given": None}
+        return {**self.__dict__, "_kept": None, "given": None, "_given_again": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._name = ops.name_for(self)
 
     def train(self, mode: bool = True) -> ComputedWeight:
         self._kept = None
@@ -209,10 +251,13 @@ class LipschitzWeight(ComputedWeight):
         return weight
 
     def forward(self, weight: Tensor) -> Tensor:
-        if self.given is not None:
-            return self.given
+        if self.given is not None or self._given_again is not None:
+            handed_out = self._handed_out()
+            if handed_out is not None:
+                return handed_out
         if (
             self.training
+            and type(weight) is nn.Parameter
             and weight.dtype is torch.float32
             and weight.dim() == 2
             and self.method == "polar"
@@ -221,6 +266,8 @@ class LipschitzWeight(ComputedWeight):
         ):  # the common case, without the steps it does not need
             tangent = self.backward == "tangent"
             return ops.orthogonal_weight(weight, TRAINING_TOL, self.scale, tangent)
+        if is_sharded(weight):
+            return whole(self.forward, weight)
         w = as_matrices(weight, self.groups)
         if w.numel() == 0:
             return weight
@@ -236,18 +283,20 @@ class LipschitzWeight(ComputedWeight):
             return ops.orthogonal_weight(w, TRAINING_TOL, scale, self.backward == "tangent")
         assert self._u is not None and self._v is not None
         u, v = self._u.to(w.dtype), self._v.to(w.dtype)
+        again = recomputing()  # from where the forward arrived, to the same result
         if self.method == "bjorck":
             # Björck's iteration forgives an estimate that is 70 % too small, and the operator
             # notices a worse one, so that few iterations do.
-            iterations = 2 if self.eps_spectral >= 1e-3 else 5
+            iterations = 0 if again else 2 if self.eps_spectral >= 1e-3 else 5
             out, _, u, v = ops.spectral_bjorck(
                 w, u, v, iterations, 1e-12, 0.5, 15, self.eps_bjorck, scale
             )
         else:
-            out, u, v = self._divided(w, u, v, 2, scale)
-        with torch.no_grad():
-            self._u.copy_(u)
-            self._v.copy_(v)
+            out, u, v = self._divided(w, u, v, 0 if again else 2, scale)
+        if not again:
+            with torch.no_grad():
+                self._u.copy_(u)
+                self._v.copy_(v)
         return out
 
     def _divided(
@@ -324,15 +373,18 @@ class SpectralNorm(nn.Module):
         return weight.movedim(self.dim, 0).flatten(1)
 
     def forward(self, weight: Tensor) -> Tensor:
+        if is_sharded(weight):
+            return whole(self.forward, weight)
         if weight.dim() == 1:
             return frobenius_normalize(weight, eps=self.eps)
         w = weight if weight.dim() == 2 and self.dim == 0 else self._matrix(weight)
-        n = self.n_power_iterations if self.training else 0
+        advancing = self.training and not recomputing()
+        n = self.n_power_iterations if advancing else 0
         if w.dtype == self._u.dtype and w.dtype not in HALF:
             out, _, u, v = ops.spectral_normalize(w, self._u, self._v, n, self.eps, 1.0)
         else:
             out, _, u, v = spectral_normalize(w, self._u, self._v, n_iterations=n, eps=self.eps)
-        if self.training:
+        if advancing:
             torch._foreach_copy_((self._u, self._v), (u.detach(), v.detach()))
         if w is weight:
             return out
@@ -356,6 +408,8 @@ class BjorckNorm(nn.Module):
         self.max_iterations = check_positive_int("max_iterations", max_iterations)
 
     def forward(self, weight: Tensor) -> Tensor:
+        if is_sharded(weight):
+            return whole(self.forward, weight)
         w = as_matrices(weight)
         out = bjorck(w, beta=self.beta, max_iterations=self.max_iterations, eps=self.eps)
         return out.reshape(weight.shape)
@@ -387,6 +441,8 @@ class Orthogonal(nn.Module):
         self.batched = check_bool("batched", batched)
 
     def forward(self, weight: Tensor) -> Tensor:
+        if is_sharded(weight):
+            return whole(self.forward, weight)
         w = weight if self.batched else as_matrices(weight)
         return orthogonalize(w, tol=self.tol, backward=self.backward).reshape(weight.shape)
 
@@ -408,6 +464,8 @@ class FrobeniusNorm(nn.Module):
         self.scale = check_positive("scale", scale)
 
     def forward(self, weight: Tensor) -> Tensor:
+        if is_sharded(weight):
+            return whole(self.forward, weight)
         if not self.training and _can_look_at(weight) and not bool(torch.isfinite(weight).all()):
             raise ValueError(
                 "weight must be finite to be normalised outside training, "

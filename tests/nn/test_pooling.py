@@ -146,7 +146,6 @@ def test_export_computes_the_same_whatever_the_size_and_dtype(name: str, k: floa
 
 
 def test_export_to_torch_nn_where_it_has_the_same() -> None:
-    assert type(lnn.ScaledAvgPool2d(2).vanilla_export()) is nn.AvgPool2d
     assert type(lnn.InvertibleDownSampling(2).vanilla_export()) is nn.PixelUnshuffle
     assert type(lnn.InvertibleUpSampling(2).vanilla_export()) is nn.PixelShuffle
 

@@ -170,7 +170,7 @@ def test_transforms_compilers_and_autocast_give_the_same() -> None:
     x = torch.randn(3, 2, 4, 5)
 
     def loss(x: Tensor) -> Tensor:
-        return (F.group_sort(x, 2, 0, 0.5) ** 3).sum()
+        return (F.group_sort(x, 2, 0, scale=0.5) ** 3).sum()
 
     wanted = torch.stack([torch.func.grad(loss)(image) for image in x])
     y = x.clone().requires_grad_()

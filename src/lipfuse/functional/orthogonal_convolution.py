@@ -71,6 +71,15 @@ class KernelPlan:
         blocks = len(self.axes) * self.groups * self.channels, self.channels // 2
         return (core, blocks)[: len(self.counts)]
 
+    @property
+    def kernel_shape(self) -> tuple[int, int, int, int]:
+        """``(out_channels, in_channels / groups, *kernel_size)``."""
+        height, width = (n + self.axes.count(axis) for axis, n in enumerate(self.taps))
+        outer, inner = self.rows, self.columns
+        if self.transposed:
+            outer, inner = inner, outer
+        return self.groups * outer, inner, height, width
+
 
 def plan_kernel(
     in_channels: int,

@@ -38,10 +38,23 @@ def _check_image(input: Tensor, kernel: tuple[int, int], ceil_mode: bool) -> Non
         )
 
 
-def _window_counts(input: Tensor, kernel: tuple[int, int]) -> Tensor:
+def window_means(input: Tensor, kernel: tuple[int, int], ceil_mode: bool) -> Tensor:
+    """The sum of each window over the kernel's area, with ``ceil_mode`` also of windows cut off.
+
+    In operations that mean the same everywhere: torch's exporter to ONNX drops
+    ``divisor_override`` without a word, and torch.compile (2.13) differentiates windows that
+    torch's own ``ceil_mode`` cuts off wrongly.
+    """
+    if ceil_mode:
+        missing = (0, -input.shape[-1] % kernel[1], 0, -input.shape[-2] % kernel[0])
+        input = torch_functional.pad(input, missing)
+    return torch_functional.avg_pool2d(input, kernel)
+
+
+def window_counts(input: Tensor, kernel: tuple[int, int]) -> Tensor:
     """How many elements each window holds, of shape (1, H', W'): fewer where it is cut off."""
     ones = input.new_ones((1, input.shape[-2], input.shape[-1]))
-    return torch_functional.avg_pool2d(ones, kernel, ceil_mode=True, divisor_override=1)
+    return (window_means(ones, kernel, True) * (kernel[0] * kernel[1])).round()
 
 
 def scaled_avg_pool2d(
@@ -76,9 +89,8 @@ def scaled_avg_pool2d(
     height, width = input.shape[-2:]
     area = kernel[0] * kernel[1]
     if ceil_mode and (height % kernel[0] != 0 or width % kernel[1] != 0):
-        # An explicit divisor: without one, torch.compile (2.13) differentiates cut windows wrongly.
-        mean = torch_functional.avg_pool2d(input, kernel, ceil_mode=True, divisor_override=area)
-        return mean * (_window_counts(input, kernel).rsqrt() * (area * factor))
+        mean = window_means(input, kernel, True)
+        return mean * (window_counts(input, kernel).rsqrt() * (area * factor))
     mean = torch_functional.avg_pool2d(input, kernel)
     factor *= math.sqrt(area)
     return mean if factor == 1.0 else mean * factor
@@ -145,10 +157,7 @@ class _L2Pool(torch.autograd.Function):
 
     @staticmethod
     def forward(input: Tensor, kernel: tuple[int, int], ceil_mode: bool) -> Tensor:
-        squares = torch_functional.avg_pool2d(
-            input * input, kernel, ceil_mode=ceil_mode, divisor_override=1
-        )
-        return squares.sqrt()
+        return (window_means(input * input, kernel, ceil_mode) * (kernel[0] * kernel[1])).sqrt()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

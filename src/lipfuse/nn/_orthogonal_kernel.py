@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Optional
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from .._checks import check_positive
+from ..distributed import is_sharded, whole
 from ..functional.orthogonal_convolution import KernelPlan, compose_kernel
 from ..parametrizations import EVAL_TOL, HALF, TRAINING_TOL, ComputedWeight, headroom
 
@@ -42,9 +44,13 @@ class OrthogonalKernel(ComputedWeight):
         return compose_kernel(core, blocks[0] if blocks else None, self.plan)
 
     def forward(self, core: Tensor, blocks: Optional[Tensor] = None) -> Tensor:
-        if self.given is not None:
-            return self.given
+        if self.given is not None or self._given_again is not None:
+            handed_out = self._handed_out()
+            if handed_out is not None:
+                return handed_out
         parameters = (core,) if blocks is None else (core, blocks)
+        if any(map(is_sharded, parameters)):
+            return whole(self.forward, *parameters)
         if not self.training:
             return self._exactly(self.scale * headroom(core), *parameters).to(core.dtype)
         full = [p.float() if p.dtype in HALF else p for p in parameters]
@@ -58,6 +64,9 @@ class OrthogonalKernel(ComputedWeight):
         counts = list(self.plan.counts)
         scales = [scale, 1.0][: len(counts)]
         return self.assemble(ops.foreach_orthogonalize(parameters, counts, scales, EVAL_TOL))
+
+    def _shape(self, *parameters: Tensor) -> Sequence[int]:
+        return self.plan.kernel_shape
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
         """The factors of a kernel: known for kernels without block convolutions.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Literal, Optional
 
 import torch
@@ -19,6 +18,7 @@ from ..parametrizations import (
     LipschitzWeight,
     as_matrices,
 )
+from ._computed import blank, class_for
 from .module import LipschitzModule
 
 DEFAULT_EPS_SPECTRAL = 1e-3
@@ -39,47 +39,9 @@ def check_layer(
     check_choice("method", method, ("polar", "bjorck"))
 
 
-def _rebuild(base: type[Any], state: dict[str, Any]) -> Any:
-    """A layer with a computed weight: an instance of the class that torch makes at run time."""
-    layer: Any = base.__new__(base)  # type: ignore[call-overload]
-    layer.__dict__.update(state)
-    compute_weights(layer)
-    return layer
-
-
 def compute_weights(layer: Any) -> None:
     """Gives a layer with parametrizations, but of a class without, the class that computes them."""
-    parametrize._inject_new_class(layer)
-    for name in layer.parametrizations:
-        parametrize._inject_property(layer, name)
-    if "weight" in layer.parametrizations:
-        _shorten_access(type(layer))
-
-
-def _shorten_access(kind: type[Any]) -> None:
-    """Lets the computed weight be read without the detours that only long chains need.
-
-    ``kind`` is the class that torch makes for one parametrized layer. A small weight is normalised
-    in a few microseconds; module calls on the way to it would cost as much again.
-    """
-    general = kind.weight
-
-    def get(layer: Any) -> Tensor:
-        chain = layer._modules["parametrizations"]._modules["weight"]
-        step = chain._modules["0"]
-        if (
-            len(chain._modules) == 1
-            and chain.is_tensor
-            and not parametrize._cache_enabled
-            and not (step._forward_hooks or step._forward_pre_hooks or chain._forward_hooks)
-            and not torch.compiler.is_compiling()
-        ):
-            weight: Tensor = step.forward(chain._parameters["original"])
-        else:
-            weight = general.fget(layer)
-        return weight
-
-    kind.weight = property(get, general.fset)
+    layer.__class__ = class_for(type(layer), tuple(layer.parametrizations))
 
 
 class WeightedModule(LipschitzModule):
@@ -92,7 +54,8 @@ class WeightedModule(LipschitzModule):
         assert isinstance(self, nn.Module)
         parametrize.register_parametrization(self, "weight", parametrization, unsafe=True)
         WeightChain.adopt(self, factor=self._factor)
-        _shorten_access(type(self))
+        # torch has made a class for this layer alone.
+        self.__class__ = class_for(type(self).__bases__[0])
 
     def _draw(self, groups: int = 1) -> None:
         """Orthogonal matrices, one a group, and a zero bias."""
@@ -154,27 +117,13 @@ class WeightedModule(LipschitzModule):
         method = getattr(self._parametrization, "method", None)
         return shown if method is None else f"{shown}, method={method!r}"
 
-    # Parametrized modules of torch refuse to be pickled: their class is made at run time. Ours know
-    # how to make it again.
+    # torch's parametrized modules refuse to be pickled: their class is made at run time. Ours can
+    # be made again. A copy goes the same way.
     def __reduce_ex__(self, protocol: Any) -> Any:
-        if not parametrize.is_parametrized(self):  # type: ignore[arg-type]
+        chains = self.__dict__["_modules"].get("parametrizations")
+        if not chains:
             return super().__reduce_ex__(protocol)
-        return _rebuild, (type(self).__bases__[0], self.__dict__)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        base = type(self)
-        parametrized = parametrize.is_parametrized(self)  # type: ignore[arg-type]
-        if parametrized:
-            base = base.__bases__[0]
-        new = base.__new__(base)
-        memo[id(self)] = new
-        state = copy.deepcopy(self.__dict__, memo)
-        if not parametrized:
-            new.__dict__.update(state)
-            return new
-        rebuilt = _rebuild(base, state)
-        memo[id(self)] = rebuilt
-        return rebuilt
+        return blank, (type(self).__bases__[0], tuple(chains)), self.__dict__
 
 
 def lipschitz_weight(

@@ -17,9 +17,6 @@ from .module import LipschitzModule, _join_repr
 
 __all__ = ["FullSort", "GroupSort", "GroupSort2", "HouseHolder", "LPReLU", "MaxMin"]
 
-# Unlike min, it can be traced, and it runs on plain integers as well. Untyped in torch.
-_sym_min: Any = torch.sym_min
-
 
 def _scaled(output: Tensor, k: float) -> Tensor:
     return output if k == 1.0 else output * k
@@ -59,7 +56,9 @@ class MaxMin(nn.Module, LipschitzModule):
 
         def max_min(input: Tensor) -> Tensor:
             # Without a dim, the channels are dimension 1, or 0 if it is the only one.
-            axis = _sym_min(1, input.dim() - 1) if dim is None else dim
+            # torch's minimum, unlike Python's, can be traced. It is untyped.
+            sym_min: Any = torch.sym_min
+            axis = sym_min(1, input.dim() - 1) if dim is None else dim
             parts = (torch_functional.relu(input), torch_functional.relu(-input))
             return _scaled(torch.cat(parts, dim=axis), k)
 
@@ -121,11 +120,13 @@ class GroupSort(nn.Module, LipschitzModule):
 
 
 def _plain_sort(group_size: int | None, k: float) -> Callable[[Tensor], Tensor]:
-    """GroupSort without branches on the input's size, for tracing."""
+    """GroupSort without branches on the input's size, for tracing.
+
+    ONNX has no stable sort; which of two equal numbers comes first does not show in their values.
+    """
 
     def sort_pairs(input: Tensor) -> Tensor:
-        size = _sym_min(2, input.shape[1])
-        pairs = torch.unflatten(input, 1, (input.shape[1] // size, size))
+        pairs = torch.unflatten(input, 1, ((input.shape[1] + 1) // 2, -1))
         first, last = pairs.select(2, 0), pairs.select(2, -1)
         swap = first > last
         low, high = torch.where(swap, last, first), torch.where(swap, first, last)
@@ -134,15 +135,17 @@ def _plain_sort(group_size: int | None, k: float) -> Callable[[Tensor], Tensor]:
         return _scaled(together.narrow(1, 0, input.shape[1]), k)
 
     def sort_groups(input: Tensor) -> Tensor:
-        size = _sym_min(group_size, input.shape[1])
-        groups = torch.unflatten(input, 1, (input.shape[1] // size, size))
-        return _scaled(torch.sort(groups, dim=2, stable=True)[0].flatten(1, 2), k)
+        # Rounded up, since fewer channels than that are one group.
+        count = (input.shape[1] + size - 1) // size
+        groups = torch.unflatten(input, 1, (count, -1))
+        return _scaled(torch.sort(groups, dim=2)[0].flatten(1, 2), k)
 
     def sort_all(input: Tensor) -> Tensor:
-        return _scaled(torch.sort(input, dim=1, stable=True)[0], k)
+        return _scaled(torch.sort(input, dim=1)[0], k)
 
     if group_size is None:
         return sort_all
+    size = group_size
     return sort_pairs if group_size == 2 else sort_groups
 
 

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, fx, nn
 
 from .._checks import check_bool, check_positive, check_positive_int
+from ..parametrizations import recomputing
 from .centering import (
     along_channels,
     channel_bias,
@@ -80,7 +81,7 @@ class BatchLipNorm(nn.Module, ScaledLipschitzModule):
     # The variances of the last training batch, with their graph, for get_scaling.
     _batch_var: Optional[Tensor] = None
     # Whether there may be several batches to reduce to their mean in evaluation.
-    _unreduced: bool = True
+    _unreduced: bool
 
     def __init__(
         self,
@@ -102,6 +103,7 @@ class BatchLipNorm(nn.Module, ScaledLipschitzModule):
         self.eps = check_positive("eps", eps)
         self.register_parameter("bias", channel_bias(num_features, bias, device, dtype))
         ScaledLipschitzModule.__init__(self, scaling=normalize, factory=factory)
+        self._unreduced = True
 
         def zeros(*size: int, of: Optional[torch.dtype] = dtype) -> Tensor:
             return torch.zeros(size, device=device, dtype=of)
@@ -200,7 +202,8 @@ class BatchLipNorm(nn.Module, ScaledLipschitzModule):
             square = (x - along_channels(mean, x)).square().mean(dims)
             self._batch_var = square * (elements / (elements - 1))
             meansq = square + mean.square()
-        self._add_batch(mean, meansq, elements)
+        if not recomputing():  # under activation checkpointing: each batch counts once
+            self._add_batch(mean, meansq, elements)
         return mean
 
     def _gain(self) -> Union[Tensor, float, None]:

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from .. import functional as F
 from .._checks import check_bool, check_int_or_pair, check_positive_int
 from ..export import plain_function
+from ..functional.pooling import window_counts, window_means
 from .module import LipschitzModule, _join_repr
 
 __all__ = [
@@ -110,27 +111,16 @@ class ScaledAvgPool2d(nn.AvgPool2d, LipschitzModule):
         return F.scaled_avg_pool2d(input, self._kernel, self.ceil_mode, self._factor())
 
     def vanilla_export(self) -> nn.Module:
-        kernel, factor = self._kernel, self._factor()
+        kernel, factor, ceil_mode = self._kernel, self._factor(), self.ceil_mode
         area = kernel[0] * kernel[1]
-        root = math.sqrt(area)
 
-        def full_windows(input: Tensor) -> Tensor:
-            return torch_functional.avg_pool2d(input, kernel) * (factor * root)
+        def pool(input: Tensor) -> Tensor:
+            mean = window_means(input, kernel, ceil_mode)
+            if not ceil_mode:
+                return mean * (math.sqrt(area) * factor)
+            return mean * (window_counts(input, kernel).rsqrt() * (area * factor))
 
-        def cut_windows(input: Tensor) -> Tensor:
-            ones = input.new_ones((1, input.shape[-2], input.shape[-1]))
-            counts = torch_functional.avg_pool2d(ones, kernel, ceil_mode=True, divisor_override=1)
-            mean = torch_functional.avg_pool2d(input, kernel, ceil_mode=True, divisor_override=area)
-            return mean * (counts.rsqrt() * (area * factor))
-
-        plain: nn.Module
-        if self.ceil_mode:
-            plain = plain_function("ScaledAvgPool2d", cut_windows)
-        elif (root / factor).is_integer():
-            # E.g. 2 x 2: the sum over 2.
-            plain = nn.AvgPool2d(self.kernel_size, divisor_override=int(root / factor))
-        else:
-            plain = plain_function("ScaledAvgPool2d", full_windows)
+        plain = plain_function("ScaledAvgPool2d", pool)
         plain.training = self.training
         return plain
 
@@ -299,9 +289,7 @@ def _plain_l2_pool(
         if kernel is None:
             sums = squares.sum((-2, -1), keepdim=True)
         else:
-            sums = torch_functional.avg_pool2d(
-                squares, kernel, ceil_mode=ceil_mode, divisor_override=1
-            )
+            sums = window_means(squares, kernel, ceil_mode) * (kernel[0] * kernel[1])
         # The inner where keeps the infinite slope of the root at zero out of the gradient.
         large = sums >= smallest
         roots = torch.where(large, torch.where(large, sums, 1.0).sqrt(), 0.0)

@@ -3,8 +3,15 @@
 Importing this package registers them under ``torch.ops.lipfuse``.
 """
 
-from lipfuse.ops._define import full_precision, transforming, under_autocast
+from lipfuse.ops._define import (
+    ORDINARY,
+    full_precision,
+    in_compiled_code,
+    transforming,
+    under_autocast,
+)
 from lipfuse.ops.bjorck import bjorck, spectral_bjorck
+from lipfuse.ops.evaluate import evaluate, name_for
 from lipfuse.ops.frobenius_normalize import frobenius_normalize
 from lipfuse.ops.orthogonalize import (
     foreach_orthogonalize,
@@ -15,10 +22,14 @@ from lipfuse.ops.power_iteration import power_iteration, spectral_normalize
 from lipfuse.ops.spectral_bound import spectral_bound
 
 __all__ = [
+    "ORDINARY",
     "bjorck",
+    "evaluate",
     "foreach_orthogonalize",
     "frobenius_normalize",
     "full_precision",
+    "in_compiled_code",
+    "name_for",
     "orthogonal_weight",
     "orthogonalize",
     "power_iteration",

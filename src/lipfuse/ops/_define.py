@@ -19,6 +19,9 @@ from lipfuse import _native, reference
 
 _library = torch.library.Library("lipfuse", "FRAGMENT")
 
+ORDINARY = (Tensor, torch.nn.Parameter)
+"""The types of tensors without a will of their own; subclasses may be distributed or fake."""
+
 
 def define(name: str, fake: Callable[..., Any]) -> Any:
     """Registers the operator ``lipfuse::name`` and returns its overload.
@@ -33,7 +36,11 @@ def define(name: str, fake: Callable[..., Any]) -> Any:
         _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, _in_full_precision(function), "CompositeExplicitAutograd")
     torch.library.register_fake(f"lipfuse::{name}", fake, lib=_library)
-    return getattr(torch.ops.lipfuse, name).default
+    op = getattr(torch.ops.lipfuse, name).default
+    # Memory of any layout will do: without this, compiled code copies channels_last images. The
+    # stable ABI, where the native library defines its schemas, cannot say so.
+    op.tags.append(torch.Tag.flexible_layout)
+    return op
 
 
 _AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
@@ -126,7 +133,7 @@ def goes_direct(weight: Tensor, autocast: bool = True) -> bool:
     return (
         weight.requires_grad
         and torch.is_grad_enabled()
-        and type(weight) in (Tensor, torch.nn.Parameter)
+        and type(weight) in ORDINARY
         and not transforming()
         and not (autocast and under_autocast(weight))
     )
@@ -191,7 +198,7 @@ def devices_with_kernels(op: Any) -> frozenset[str]:
 def is_plain(input: Tensor) -> bool:
     """Whether this is eager code on an ordinary tensor, without transforms."""
     return (
-        type(input) in (Tensor, torch.nn.Parameter)
+        type(input) in ORDINARY
         and not torch.compiler.is_compiling()
         and not transforming()
         and torch._C._get_tracing_state() is None
@@ -205,9 +212,16 @@ def is_worth_an_operator(input: Tensor) -> bool:
     Torch's operations know every transform, forward mode and export. Compiled, they are fused, but
     into several times the operators' time on a processor: those are kept there.
     """
-    if torch.compiler.is_compiling():
-        return not torch.compiler.is_exporting() and not _transforming_now()
-    return is_plain(input)
+    return in_compiled_code() if torch.compiler.is_compiling() else is_plain(input)
+
+
+def in_compiled_code() -> bool:
+    """Whether a compiler is making code that will run here, without transforms."""
+    return (
+        torch.compiler.is_compiling()
+        and not torch.compiler.is_exporting()
+        and not _transforming_now()
+    )
 
 
 @torch.compiler.assume_constant_result

@@ -140,6 +140,53 @@ once_differentiable(_foreach)
 once_differentiable(_foreach_backward)
 
 
+def normalise(
+    weights: Sequence[Tensor],
+    groups: Sequence[int],
+    scales: Sequence[float],
+    tol: float,
+    save: bool,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The polar factors, and what :func:`gradients` needs; outside of autograd."""
+    with torch._C._AutoDispatchBelowAutograd():
+        out, roots, info = _foreach(list(weights), list(groups), list(scales), tol, save)
+    return out, [info, *weights, *out, *roots]
+
+
+def gradients(
+    grads: Sequence[Optional[Tensor]],
+    saved: Sequence[Tensor],
+    groups: Sequence[int],
+    scales: Sequence[float],
+    tol: float,
+    tangent: bool,
+) -> list[Optional[Tensor]]:
+    """The gradients of :func:`normalise`, where there are any."""
+    info, *tensors = saved
+    n = len(grads)
+    used = [i for i in range(n) if grads[i] is not None]
+    out: list[Optional[Tensor]] = [None] * n
+    if used:
+        starts = [sum(groups[:i]) for i in range(n)]
+        rows = [r for i in used for r in range(starts[i], starts[i] + groups[i])]
+        arguments = (
+            [grads[i] for i in used],
+            [tensors[i] for i in used],
+            [tensors[n + i] for i in used],
+            [tensors[2 * n + i] for i in used],
+            info if len(used) == n else info[rows],
+            [groups[i] for i in used],
+            [scales[i] for i in used],
+            _SOLVE * tol,
+            tangent,
+        )
+        with below_autograd():
+            some = _foreach_backward(*arguments)
+        for i, g in zip(used, some):
+            out[i] = g
+    return out
+
+
 class _Foreach(torch.autograd.Function):
     """All weights in one node: its backward runs once, when all their gradients are there."""
 
@@ -152,39 +199,15 @@ class _Foreach(torch.autograd.Function):
         tangent: bool,
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
-        with torch._C._AutoDispatchBelowAutograd():
-            out, roots, info = _foreach(list(weights), groups, scales, tol, True)
-        ctx.save_for_backward(info, *weights, *out, *roots)
-        ctx.arguments = (groups, scales, _SOLVE * tol, tangent)
+        out, saved = normalise(weights, groups, scales, tol, True)
+        ctx.save_for_backward(*saved)
+        ctx.arguments = (groups, scales, tol, tangent)
         ctx.set_materialize_grads(False)
         return tuple(out)
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional[Tensor]) -> Any:
-        info, *tensors = ctx.saved_tensors
-        groups, scales, tol, tangent = ctx.arguments
-        n = len(grads)
-        used = [i for i in range(n) if grads[i] is not None]
-        out: list[Optional[Tensor]] = [None] * n
-        if used:
-            starts = [sum(groups[:i]) for i in range(n)]
-            rows = [r for i in used for r in range(starts[i], starts[i] + groups[i])]
-            arguments = (
-                [grads[i] for i in used],
-                [tensors[i] for i in used],
-                [tensors[n + i] for i in used],
-                [tensors[2 * n + i] for i in used],
-                info if len(used) == n else info[rows],
-                [groups[i] for i in used],
-                [scales[i] for i in used],
-                tol,
-                tangent,
-            )
-            with below_autograd():
-                some = _foreach_backward(*arguments)
-            for i, g in zip(used, some):
-                out[i] = g
-        return None, None, None, None, *out
+        return None, None, None, None, *gradients(grads, ctx.saved_tensors, *ctx.arguments)
 
 
 def foreach_orthogonalize(
