@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from . import ops
-from .parametrizations import HALF, TRAINING_TOL, LipschitzWeight, headroom
+from .parametrizations import HALF, TRAINING_TOL, LipschitzWeight, as_matrices, headroom
 
 __all__ = ["fuse", "polar_weights", "unfuse"]
 
@@ -50,12 +50,17 @@ class _Before:
             results = ops.foreach_orthogonalize(
                 [c.original for c in chains],
                 [c[0].groups for c in chains],
-                [c[0].scale * headroom(c.original) for c in chains],
+                [c[0].own_scale(c[0].scale * headroom(c.original)) for c in chains],
                 TRAINING_TOL,
                 backward == "tangent",
             )
             for chain, result in zip(chains, results):
-                chain[0].given = result
+                step = chain[0]
+                if step.operator is not None:
+                    scale = step.scale * headroom(chain.original)
+                    matrices = as_matrices(result, step.groups)
+                    result = step.finish(matrices, scale).reshape(result.shape)
+                step.given = result
 
 
 class _After:

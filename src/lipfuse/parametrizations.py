@@ -22,6 +22,7 @@ from ._checks import (
     check_positive_int,
 )
 from .functional import convolution
+from .functional._conv_symbol import ConvOperator
 from .functional.normalization import _HALF as HALF
 from .functional.normalization import (
     bjorck,
@@ -103,6 +104,8 @@ class LipschitzWeight(nn.Module):
             iterations for smaller values.
         eps_bjorck: Björck's chain: when to stop the iteration.
         backward: of the polar factor, ``"exact"`` or ``"tangent"``.
+        operator: of a convolution whose own norm is to be ``scale``, instead of that of the weight
+            as a matrix.
 
     Outside training the result is computed from the current parameter in float64, to full
     accuracy, and a weight that is not finite raises a ValueError. Gradients are kept in both modes.
@@ -121,8 +124,10 @@ class LipschitzWeight(nn.Module):
         eps_spectral: float = 1e-3,
         eps_bjorck: float = 1e-3,
         backward: Literal["exact", "tangent"] = "exact",
+        operator: Optional[ConvOperator] = None,
     ) -> None:
         super().__init__()
+        self.operator = operator
         self.method: Method = check_choice("method", method, ("polar", "bjorck", "spectral"))
         self.scale = check_positive("scale", scale)
         self.groups = check_positive_int("groups", groups)
@@ -169,7 +174,23 @@ class LipschitzWeight(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": None, "given": None}
 
+    def finish(self, normalised: Tensor, scale: float) -> Tensor:
+        """What is left to do for a weight whose largest singular value is :attr:`own_scale`.
+
+        Args:
+            normalised: as matrices.
+            scale: wanted of the weight, or of the convolution.
+        """
+        return normalised if self.operator is None else self.operator.divided(normalised, scale)
+
+    def own_scale(self, scale: float) -> float:
+        """The largest singular value of the weight itself before :meth:`finish`."""
+        return scale if self.operator is None else 1.0
+
     def _training_step(self, w: Tensor, scale: float) -> Tensor:
+        return self.finish(self._step(w, self.own_scale(scale)), scale)
+
+    def _step(self, w: Tensor, scale: float) -> Tensor:
         if self.method == "polar":
             return ops.orthogonalize(w, TRAINING_TOL, scale, self.backward == "tangent")[0]
         assert self._u is not None and self._v is not None
@@ -221,7 +242,13 @@ class LipschitzWeight(nn.Module):
                 "weight must be finite to be normalised outside training, "
                 f"got a weight of shape {tuple(w.shape)} with NaN or infinite elements"
             )
-        exact = w.double()
+        exact = self._exact(w.double(), self.own_scale(scale))
+        if self.operator is not None:
+            # Divided by the very bound of training.
+            exact = exact.to(torch.float32 if w.dtype in HALF else w.dtype)
+        return self.finish(exact, scale)
+
+    def _exact(self, exact: Tensor, scale: float) -> Tensor:
         if self.method != "spectral":
             return ops.orthogonalize(exact, EVAL_TOL, scale, self.backward == "tangent")[0]
         assert self._u is not None and self._v is not None
@@ -248,6 +275,8 @@ class LipschitzWeight(nn.Module):
         parts = [f"method={self.method!r}", f"scale={self.scale:g}"]
         if self.groups != 1:
             parts.append(f"groups={self.groups}")
+        if self.operator is not None:
+            parts.append("normalization='operator'")
         return ", ".join(parts)
 
 

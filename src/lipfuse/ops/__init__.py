@@ -9,6 +9,7 @@ from lipfuse.ops.frobenius_normalize import frobenius_normalize
 from lipfuse.ops.orthogonalize import foreach_orthogonalize, orthogonalize
 from lipfuse.ops.power_iteration import power_iteration, spectral_normalize
 from lipfuse.ops.spectral_bound import spectral_bound
+from lipfuse.ops.symbol_bound import symbol_bound
 
 __all__ = [
     "bjorck",
@@ -19,6 +20,7 @@ __all__ = [
     "spectral_bjorck",
     "spectral_bound",
     "spectral_normalize",
+    "symbol_bound",
     "transforming",
     "under_autocast",
 ]
