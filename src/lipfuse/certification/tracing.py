@@ -1,0 +1,535 @@
+"""Running a network on a stand-in for its input that knows how far everything may move.
+
+A :class:`Traced` is no tensor, but takes part in torch's functions and operators through
+``__torch_function__``: each of them is looked up in the table of rules. Nothing can slip past it:
+a function that does not honour that protocol refuses the stand-in, since there are no elements in
+it to compute with. Python code that looks only at shapes and dtypes runs as it is; code that
+looks at elements raises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, Optional
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
+
+from .rules import IN_PLACE, METADATA, REFUSED, RULES, find, name_of, words
+from .values import Value, unbounded
+
+__all__ = [
+    "BY_EXPORT",
+    "ModuleRule",
+    "Row",
+    "Traced",
+    "Tracer",
+    "computing_weights_exactly",
+    "kind_of",
+]
+
+# What a module may be replaced by: takes the module and its input, returns a value.
+ModuleRule = Callable[[nn.Module, Value], Value]
+
+
+def BY_EXPORT(module: nn.Module, value: Value) -> Value:
+    """Stands for looking into the plain export of a module instead of into the module."""
+    raise AssertionError("never called")
+
+
+def kind_of(module: nn.Module) -> type[nn.Module]:
+    """A module's class as it was written: parametrizations give it a class of its own."""
+    kind: type[nn.Module] = parametrize.type_before_parametrizations(module)
+    return kind
+
+
+def where_is(name: str, module: Optional[nn.Module]) -> str:
+    """A module as messages should call it."""
+    kind = "" if module is None else f" ({kind_of(module).__name__})"
+    return f"module '{name}'{kind}" if name else f"the model{kind}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What happened in one module, or in one operation of a module that has others in it."""
+
+    name: str
+    layer: str
+    own: Optional[float]
+    value: Value
+    method: str
+
+
+@dataclass
+class _Frame:
+    """A call of a module that is under way."""
+
+    name: str
+    module: nn.Module
+    inputs: list[Value] = field(default_factory=list)
+    done: list[Value] = field(default_factory=list)
+
+
+class Tracer:
+    """One run of a network on stand-ins.
+
+    Args:
+        model: the network.
+        module_rules: by exact class, modules whose ``forward`` is not to be looked into.
+    """
+
+    def __init__(
+        self, model: nn.Module, module_rules: Callable[[nn.Module], Optional[ModuleRule]]
+    ) -> None:
+        self._model = model
+        self._module_rules = module_rules
+        self._frames: list[_Frame] = []
+        self._live: list[weakref.ref[Traced]] = []
+        self._refused: Optional[Exception] = None
+        self.rows: list[Row] = []
+
+    def run(self, sample: Tensor) -> Optional[Value]:
+        """Trace the network.
+
+        Args:
+            sample: an input, with its batch dimension.
+
+        Returns:
+            The output's value; None if the output does not depend on the input.
+
+        Raises:
+            TypeError: for something that has no known bound.
+            ValueError: for a setting without a bound, or an input that the network cannot take.
+        """
+        start = Value(1.0)
+        start.op, start.sample = "input", sample
+        with torch.no_grad(), self._watching():
+            output = self._followed(self.wrap(start))
+        if self._refused is not None:
+            # The model has caught it, and gone a way that it goes for no real input.
+            raise self._refused
+        if type(output) is not Traced:
+            if isinstance(output, Tensor):
+                return None
+            raise TypeError(
+                f"the model must return one tensor to be certified, got {type(output).__name__}"
+            )
+        return output.value
+
+    def _followed(self, stand_in: Traced) -> Any:
+        try:
+            return self._model(stand_in)
+        except _Refusal as refusal:
+            raise refusal.error from refusal.__cause__
+        except Exception as error:
+            if self._refused is not None:
+                raise self._refused from error
+            raise TypeError(
+                f"{self.here()} cannot be followed: {error} (certify runs a model on a stand-in "
+                "for its input; register a bound for the module with "
+                "lipfuse.certification.register, or write it with functions of torch)"
+            ) from error
+
+    # ---- modules ------------------------------------------------------------------------------
+
+    def here(self) -> str:
+        """The module that is being run."""
+        if not self._frames:
+            return "the model"
+        return where_is(self._frames[-1].name, self._frames[-1].module)
+
+    def refuse(
+        self, kind: type[Exception], why: str, cause: Optional[Exception] = None
+    ) -> NoReturn:
+        """Raise an error that names the module being run."""
+        self._refused = kind(f"{self.here()}: {why}")
+        raise _Refusal(self._refused) from cause
+
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[None]:
+        """Hooks on all modules, and stand-ins for the ``forward`` of those that have a rule."""
+        with contextlib.ExitStack() as stack:
+            for name, module in self._model.named_modules():
+                if isinstance(module, torch.jit.ScriptModule):
+                    continue  # takes no hooks, and refuses stand-ins by itself
+                before = functools.partial(self._enter, name)
+                stack.callback(
+                    module.register_forward_pre_hook(before, prepend=True, with_kwargs=True).remove
+                )
+                stack.callback(module.register_forward_hook(self._leave, with_kwargs=True).remove)
+                replacement = self._module_rules(module)
+                if replacement is not None and "forward" not in module.__dict__:
+                    original: Any = module.forward
+                    call = functools.partial(self._call_rule, module, replacement, original)
+                    object.__setattr__(module, "forward", call)
+                    stack.callback(object.__delattr__, module, "forward")
+            stack.enter_context(computing_weights_exactly(self._model))
+            yield
+
+    def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        traced = _stand_ins(args, kwargs)
+        if not traced:
+            return
+        self._frames.append(_Frame(name, module, inputs=[t.value for t in traced]))
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            # Before it counts this batch.
+            self.refuse(ValueError, "normalises by the batch in training mode; call eval() first")
+
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if not _stand_ins(args, kwargs):
+            return
+        frame = self._frames.pop()
+        if not _is_leaf(module) or type(output) is not Traced:
+            return
+        value = output.value
+        own = 1.0 if not frame.done else None
+        if frame.done and len(frame.inputs) == 1:
+            single = frame.done[0].own if len(frame.done) == 1 else None
+            before = frame.inputs[0].bound
+            own = value.bound / before if 0.0 < before < math.inf else math.inf
+            own = own if single is None else min(own, single)
+        value.bound  # noqa: B018, it settles how it is obtained
+        method = "; ".join(_methods_between(frame.inputs, value))
+        self.rows.append(Row(frame.name, kind_of(module).__name__, own, value, method))
+
+    def _call_rule(
+        self,
+        module: nn.Module,
+        replacement: ModuleRule,
+        original: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        if not _stand_ins(args, kwargs):
+            return original(*args, **kwargs)
+        if len(args) != 1 or kwargs:
+            self.refuse(TypeError, "takes one argument to be certified")
+        value = self.unwrap(args[0])
+        if replacement is BY_EXPORT:
+            export: Any = module.vanilla_export
+            return export().eval()(args[0])
+        try:
+            result = replacement(module, value)
+        except (TypeError, ValueError) as error:
+            self.refuse(type(error), str(error), error)
+        result.op, result.arguments = kind_of(module).__name__, (value,)
+        result.sample = self._sample(original, (value.sample,), {})
+        return self._finish(result)
+
+    # ---- functions ----------------------------------------------------------------------------
+
+    def wrap(self, value: Value) -> Traced:
+        """A stand-in for a value."""
+        traced = Traced(self, value)
+        self._live.append(weakref.ref(traced))
+        return traced
+
+    def unwrap(self, traced: Traced) -> Value:
+        """The value, if nothing has overwritten the memory it is in."""
+        if traced.stale:
+            self.refuse(
+                ValueError,
+                "uses a tensor whose memory an in-place operation has overwritten through another "
+                "view; make the operation out of place",
+            )
+        return traced.value
+
+    def call(self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        """A function of torch, at least one of whose arguments is a stand-in."""
+
+        def opened(x: Any) -> Any:
+            if type(x) is Traced:
+                return self.unwrap(x)
+            return type(x)(map(opened, x)) if type(x) in (tuple, list) else x
+
+        def concrete(x: Any) -> Any:
+            if isinstance(x, Value):
+                return x.sample
+            return type(x)(map(concrete, x)) if type(x) in (tuple, list) else x
+
+        plain_args: tuple[Any, ...] = tuple(map(opened, args))
+        plain_kwargs = {key: opened(x) for key, x in kwargs.items()}
+        samples = tuple(map(concrete, plain_args))
+        if name_of(function) in METADATA:
+            return function(*samples, **{k: concrete(x) for k, x in plain_kwargs.items()})
+        if function not in RULES:
+            self._refuse_function(function)
+        canonical, rule = RULES[function]
+        in_place = function in IN_PLACE or bool(plain_kwargs.get("inplace"))
+        if plain_kwargs.get("out") is not None:
+            self.refuse(TypeError, f"{canonical} with out= is not supported; assign its result")
+        try:
+            result = rule(*plain_args, **plain_kwargs)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            self.refuse(type(error), f"{canonical} {error}", error)
+        if in_place:
+            if not isinstance(plain_args[0], Value):
+                self.refuse(TypeError, f"{canonical} overwrites a tensor of the model's own")
+            samples = (samples[0].clone(), *samples[1:])
+        sample = self._sample(function, samples, {k: concrete(x) for k, x in plain_kwargs.items()})
+        if isinstance(result, Value):
+            if not result.op:
+                result.op, result.arguments = canonical, plain_args
+            if isinstance(sample, Tensor) and sample.is_floating_point():
+                result.sample = sample
+                if result.slope is not None and sample.shape != result.parents[0].shape:
+                    self.refuse(ValueError, f"{canonical} of tensors of different shapes")
+            else:
+                result = self._discrete(canonical, plain_args, sample)
+            finished = self._finish(result)
+            if not in_place:
+                return finished
+            self._overwrite(args[0], finished)
+            return args[0]
+        outputs = []
+        for index, (part, part_sample) in enumerate(zip(result, sample)):
+            value = part
+            if value is None:
+                value = self._discrete(canonical, plain_args, part_sample)
+            value.op, value.arguments = canonical, (*plain_args, index)
+            value.sample = part_sample
+            outputs.append(self._finish(value))
+        # Names and all: torch.return_types.sort and the like.
+        return _same_kind(sample, outputs)
+
+    def _discrete(self, canonical: str, args: tuple[Any, ...], sample: Any) -> Value:
+        """What jumps as the input moves: comparisons, indices, integers."""
+        parents = tuple(a for a in args if isinstance(a, Value))
+        value = unbounded(parents, f"{self.here()}: the result of {canonical} is not continuous")
+        value.op, value.arguments, value.sample = canonical, args, sample
+        return value
+
+    def _finish(self, value: Value) -> Traced:
+        if value.reason and not value.reason.startswith(("module '", "the model")):
+            value.reason = f"{self.here()}: {value.reason}"
+        if self._frames:
+            frame = self._frames[-1]
+            frame.done.append(value)
+            if not _is_leaf(frame.module) and (value.method or value.own != 1.0):
+                self.rows.append(Row(frame.name, value.op, value.own, value, value.method))
+        return self.wrap(value)
+
+    def _overwrite(self, target: Traced, result: Traced) -> None:
+        memory = _memory_of(target.value)
+        for reference in self._live:
+            other = reference()
+            if other is not None and other is not target and _memory_of(other.value) == memory:
+                other.stale = True
+        target.value = result.value
+
+    def _sample(self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            # What torch says of sizes that do not fit, most of the time.
+            self.refuse(ValueError, f"does not take an input of this shape: {error}", error)
+
+    def _refuse_function(self, function: Callable[..., Any]) -> NoReturn:
+        name = name_of(function)
+        why = REFUSED.get(function)
+        if why is not None:
+            self.refuse(TypeError, f"{name} {why}")
+        self.refuse(
+            TypeError,
+            f"no bound is known for {name}; if there is one, put it into a module of its own and "
+            "give it to lipfuse.certification.register",
+        )
+
+
+class _Refusal(BaseException):
+    """Carries an error out of the model, past what the model itself catches or wraps."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+@contextlib.contextmanager
+def computing_weights_exactly(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for what computes weights, and nothing else."""
+    switched = [m for m in model.modules() if m.training and _computes_its_weight(m)]
+    for module in switched:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in switched:
+            module.training = True
+
+
+def _computes_its_weight(module: nn.Module) -> bool:
+    """Whether what it multiplies by may be inexact, or advance its state, in training mode."""
+    hooks = module._forward_pre_hooks.values()
+    package = __name__.partition(".")[0]
+    return (
+        isinstance(module, parametrize.ParametrizationList)
+        or any(kind.__module__.partition(".")[0] == package for kind in type(module).__mro__)
+        or any(isinstance(hook, SpectralNorm) for hook in hooks)
+    )
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    return all(name == "parametrizations" for name, _ in module.named_children())
+
+
+def _methods_between(inputs: list[Value], output: Value) -> list[str]:
+    """How the bound of a module's output follows from those of its inputs."""
+    seen = {id(value) for value in inputs}
+    methods: dict[str, None] = {}
+
+    def visit(value: Value) -> None:
+        if id(value) not in seen:
+            seen.add(id(value))
+            for parent in value.parents:
+                visit(parent)
+            methods[value.method] = None
+
+    visit(output)
+    methods.pop("", None)
+    return list(methods)
+
+
+def _stand_ins(args: Any, kwargs: Any) -> list[Traced]:
+    return [a for a in (*args, *kwargs.values()) if type(a) is Traced]
+
+
+def _memory_of(value: Value) -> Optional[int]:
+    if not isinstance(value.sample, Tensor):
+        return None
+    return value.sample.untyped_storage()._cdata
+
+
+def _same_kind(sample: Any, outputs: list[Any]) -> Any:
+    kind = type(sample)
+    if kind in (tuple, list):
+        return kind(outputs)
+    return kind(outputs)  # a structseq of torch
+
+
+# ---- the stand-in --------------------------------------------------------------------------------
+
+
+class Traced:
+    """Stands for a tensor that depends on the input. Not a tensor: see the module's docstring."""
+
+    def __init__(self, tracer: Tracer, value: Value) -> None:
+        self.tracer = tracer
+        self.value = value
+        self.stale = False
+
+    # So that a model which asks whether it is given a tensor does what it does for one.
+    @property  # type: ignore[misc]
+    def __class__(self) -> type[Tensor]:  # type: ignore[override]
+        return Tensor
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Optional[dict[str, Any]] = None
+    ) -> Any:
+        tracer = _tracer_in((args, kwargs))
+        return tracer.call(function, args, kwargs or {})
+
+    def _apply(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        return self.tracer.call(getattr(torch.Tensor, name), (self, *args), kwargs)
+
+    # Attributes that do not depend on elements, and methods of tensors.
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name in _PLAIN_ATTRIBUTES:
+            return getattr(self.value.sample, name)
+        if name == "T":
+            return self._apply("permute", *reversed(range(self.ndim)))
+        if name == "mT":
+            return self._apply("transpose", -2, -1)
+        if name in ("data", "real"):
+            return self
+        if not callable(getattr(torch.Tensor, name, None)):
+            raise AttributeError(f"a stand-in for a tensor has no attribute {name!r}")
+        return functools.partial(self._apply, name)
+
+    def _looks(self, what: str) -> NoReturn:
+        self.tracer.refuse(
+            ValueError,
+            f"{what} of elements that depend on the input: what it computes then depends on "
+            "them in a way that has no bound; branch on shapes only, or register a bound for the "
+            "module with lipfuse.certification.register",
+        )
+
+    def __bool__(self) -> bool:
+        self._looks("takes a decision because")
+
+    def __int__(self) -> int:
+        self._looks("reads the value")
+
+    def __float__(self) -> float:
+        self._looks("reads the value")
+
+    def __index__(self) -> int:
+        self._looks("uses as an index the value")
+
+    def __contains__(self, item: object) -> bool:
+        self._looks("searches the values")
+
+    def __setitem__(self, key: object, value: object) -> None:
+        self.tracer.refuse(
+            TypeError, "assigns to elements of a tensor; use torch.where, torch.cat or a mask"
+        )
+
+    def __len__(self) -> int:
+        return len(self.value.sample)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._apply("unbind", 0))
+
+    __hash__ = object.__hash__
+
+
+_PLAIN_ATTRIBUTES = frozenset(
+    words(
+        "shape ndim dtype device layout is_cuda is_cpu is_sparse is_quantized is_meta itemsize "
+        "requires_grad nbytes is_nested is_leaf names"
+    )
+)
+
+_OPERATORS = words(
+    "add radd iadd sub rsub isub mul rmul imul truediv rtruediv itruediv matmul rmatmul neg abs "
+    "pow rpow getitem gt ge lt le eq ne and or invert mod floordiv"
+)
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    def method(self: Traced, *args: Any) -> Any:
+        return self._apply(name, *args)
+
+    return method
+
+
+for _name in _OPERATORS:
+    setattr(Traced, f"__{_name}__", _operator(f"__{_name}__"))
+
+# Reading elements, in words that torch has for it.
+for _name in ("item", "tolist", "numpy", "__array__", "equal", "allclose"):
+    for _function in find(_name):
+        REFUSED[_function] = "reads elements that depend on the input, which has no bound"
+
+
+def _tracer_in(arguments: Any) -> Tracer:
+    """That of the first stand-in among the arguments."""
+    stack = [arguments]
+    while stack:
+        item = stack.pop()
+        if type(item) is Traced:
+            return item.tracer
+        if isinstance(item, (tuple, list)):
+            stack.extend(item)
+        elif isinstance(item, dict):
+            stack.extend(item.values())
+    raise TypeError("stand-ins may be in tuples, lists and dicts only")
