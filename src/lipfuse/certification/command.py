@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,10 +76,8 @@ def _why_it_needs_trust(file: Path) -> str:
 
 
 def _shape(text: str) -> tuple[int, ...]:
-    try:
-        shape = tuple(int(part) for part in text.replace("x", ",").split(",") if part.strip())
-    except ValueError:
-        shape = ()
+    found = re.fullmatch(r"\d+([,x]\d+)*", text)
+    shape = tuple(map(int, re.split("[,x]", text))) if found else ()
     if not shape or min(shape) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no shape like 1,28,28")
     return shape

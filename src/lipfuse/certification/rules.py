@@ -12,6 +12,7 @@ from torch import Tensor
 from .values import Value
 
 __all__ = [
+    "ATTRIBUTES",
     "IN_PLACE",
     "METADATA",
     "REFUSED",
@@ -47,12 +48,19 @@ def words(text: str) -> list[str]:
 METADATA = frozenset(
     words(
         "size dim ndimension numel nelement is_floating_point is_complex is_contiguous stride "
-        "element_size storage_offset is_signed get_device "
-        "new_ones new_zeros new_full new_empty new_tensor "
-        "zeros_like ones_like full_like empty_like"
+        "element_size storage_offset is_signed get_device __len__ __repr__ __format__ "
+        "new_ones new_zeros new_full new_empty new_tensor zeros_like ones_like full_like empty_like"
     )
 )
 """Functions whose result does not depend on the tensor's elements."""
+
+ATTRIBUTES = frozenset(
+    words(
+        "shape ndim dtype device layout is_cuda is_cpu is_sparse is_quantized is_meta itemsize "
+        "requires_grad nbytes is_nested is_leaf names grad grad_fn is_mps is_xpu is_mkldnn"
+    )
+)
+"""Attributes of a tensor that do not depend on its elements."""
 
 _NAMESPACES = (torch, torch.Tensor, torch_functional)
 

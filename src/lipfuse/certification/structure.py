@@ -172,6 +172,18 @@ def _stack(tensors: Sequence[Any], dim: int = 0) -> Value:
     return known or joined(tensors, join)
 
 
+def _side_by_side(name: str) -> None:
+    function: Map = getattr(torch, name)
+
+    @rule(name)
+    def _(tensors: Sequence[Any]) -> Value:
+        return joined(tensors, function)
+
+
+for _name in words("hstack vstack dstack column_stack row_stack"):
+    _side_by_side(_name)
+
+
 # ---- sums ----------------------------------------------------------------------------------------
 
 

@@ -1,11 +1,4 @@
-"""Running a network on a stand-in for its input that knows how far everything may move.
-
-A :class:`Traced` is no tensor, but takes part in torch's functions and operators through
-``__torch_function__``: each of them is looked up in the table of rules. Nothing can slip past it:
-a function that does not honour that protocol refuses the stand-in, since there are no elements in
-it to compute with. Python code that looks only at shapes and dtypes runs as it is; code that
-looks at elements raises.
-"""
+"""Running a network on a stand-in for its input, and noting what it does to it."""
 
 from __future__ import annotations
 
@@ -22,18 +15,23 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from .rules import IN_PLACE, METADATA, REFUSED, RULES, find, name_of, words
+from .rules import ATTRIBUTES, IN_PLACE, METADATA, REFUSED, RULES, name_of
+from .stand_in import StandIn
 from .values import Value, unbounded
 
 __all__ = [
     "BY_EXPORT",
     "ModuleRule",
     "Row",
-    "Traced",
     "Tracer",
     "computing_weights_exactly",
     "kind_of",
 ]
+
+_OVERWRITTEN = (
+    "a tensor whose memory an in-place operation has overwritten through another view of it; make "
+    "the operation out of place"
+)
 
 # What a module may be replaced by: takes the module and its input, returns a value.
 ModuleRule = Callable[[nn.Module, Value], Value]
@@ -91,7 +89,7 @@ class Tracer:
         self._model = model
         self._module_rules = module_rules
         self._frames: list[_Frame] = []
-        self._live: list[weakref.ref[Traced]] = []
+        self._live: list[weakref.ref[StandIn]] = []
         self._refused: Optional[Exception] = None
         self.rows: list[Row] = []
 
@@ -115,15 +113,17 @@ class Tracer:
         if self._refused is not None:
             # The model has caught it, and gone a way that it goes for no real input.
             raise self._refused
-        if type(output) is not Traced:
+        if type(output) is not StandIn:
             if isinstance(output, Tensor):
                 return None
             raise TypeError(
                 f"the model must return one tensor to be certified, got {type(output).__name__}"
             )
-        return output.value
+        if output.stale:
+            raise ValueError(f"the model returns {_OVERWRITTEN}")
+        return output.of
 
-    def _followed(self, stand_in: Traced) -> Any:
+    def _followed(self, stand_in: StandIn) -> Any:
         try:
             return self._model(stand_in)
         except _Refusal as refusal:
@@ -158,7 +158,10 @@ class Tracer:
         with contextlib.ExitStack() as stack:
             for name, module in self._model.named_modules():
                 if isinstance(module, torch.jit.ScriptModule):
-                    continue  # takes no hooks, and refuses stand-ins by itself
+                    raise TypeError(
+                        f"{where_is(name, module)} is compiled by torch.jit and cannot be looked "
+                        "into; certify it as it was before"
+                    )
                 before = functools.partial(self._enter, name)
                 stack.callback(
                     module.register_forward_pre_hook(before, prepend=True, with_kwargs=True).remove
@@ -171,13 +174,14 @@ class Tracer:
                     object.__setattr__(module, "forward", call)
                     stack.callback(object.__delattr__, module, "forward")
             stack.enter_context(computing_weights_exactly(self._model))
+            stack.callback(_restore, [(m, dict(m._buffers)) for m in self._model.modules()])
             yield
 
     def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         traced = _stand_ins(args, kwargs)
         if not traced:
             return
-        self._frames.append(_Frame(name, module, inputs=[t.value for t in traced]))
+        self._frames.append(_Frame(name, module, inputs=[t.of for t in traced]))
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
             # Before it counts this batch.
             self.refuse(ValueError, "normalises by the batch in training mode; call eval() first")
@@ -186,9 +190,9 @@ class Tracer:
         if not _stand_ins(args, kwargs):
             return
         frame = self._frames.pop()
-        if not _is_leaf(module) or type(output) is not Traced:
+        if not _is_leaf(module) or type(output) is not StandIn:
             return
-        value = output.value
+        value = output.of
         own = 1.0 if not frame.done else None
         if frame.done and len(frame.inputs) == 1:
             single = frame.done[0].own if len(frame.done) == 1 else None
@@ -225,27 +229,23 @@ class Tracer:
 
     # ---- functions ----------------------------------------------------------------------------
 
-    def wrap(self, value: Value) -> Traced:
+    def wrap(self, value: Value) -> StandIn:
         """A stand-in for a value."""
-        traced = Traced(self, value)
+        traced = StandIn(self, value)
         self._live.append(weakref.ref(traced))
         return traced
 
-    def unwrap(self, traced: Traced) -> Value:
+    def unwrap(self, traced: StandIn) -> Value:
         """The value, if nothing has overwritten the memory it is in."""
         if traced.stale:
-            self.refuse(
-                ValueError,
-                "uses a tensor whose memory an in-place operation has overwritten through another "
-                "view; make the operation out of place",
-            )
-        return traced.value
+            self.refuse(ValueError, f"uses {_OVERWRITTEN}")
+        return traced.of
 
     def call(self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
         """A function of torch, at least one of whose arguments is a stand-in."""
 
         def opened(x: Any) -> Any:
-            if type(x) is Traced:
+            if type(x) is StandIn:
                 return self.unwrap(x)
             return type(x)(map(opened, x)) if type(x) in (tuple, list) else x
 
@@ -257,8 +257,11 @@ class Tracer:
         plain_args: tuple[Any, ...] = tuple(map(opened, args))
         plain_kwargs = {key: opened(x) for key, x in kwargs.items()}
         samples = tuple(map(concrete, plain_args))
+        sample_kwargs = {key: concrete(x) for key, x in plain_kwargs.items()}
         if name_of(function) in METADATA:
-            return function(*samples, **{k: concrete(x) for k, x in plain_kwargs.items()})
+            return function(*samples, **sample_kwargs)
+        if name_of(function) in ("__get__", "__set__"):
+            return self._attribute(function, plain_args[0])
         if function not in RULES:
             self._refuse_function(function)
         canonical, rule = RULES[function]
@@ -273,7 +276,7 @@ class Tracer:
             if not isinstance(plain_args[0], Value):
                 self.refuse(TypeError, f"{canonical} overwrites a tensor of the model's own")
             samples = (samples[0].clone(), *samples[1:])
-        sample = self._sample(function, samples, {k: concrete(x) for k, x in plain_kwargs.items()})
+        sample = self._sample(function, samples, sample_kwargs)
         if isinstance(result, Value):
             if not result.op:
                 result.op, result.arguments = canonical, plain_args
@@ -299,6 +302,21 @@ class Tracer:
         # Names and all: torch.return_types.sort and the like.
         return _same_kind(sample, outputs)
 
+    def _attribute(self, access: Any, value: Value) -> Any:
+        """What does not depend on elements; transposes and aliases."""
+        name = access.__self__.__name__
+        if name_of(access) == "__set__":
+            self.refuse(TypeError, f"assigns to the attribute {name} of a tensor")
+        if name in ATTRIBUTES:
+            return getattr(value.sample, name)
+        if name in ("data", "real"):
+            return self.wrap(value)
+        if name in ("T", "mT"):
+            axes = list(range(value.sample.dim()))
+            axes = axes[::-1] if name == "T" else [*axes[:-2], *axes[:-3:-1]]
+            return self.call(torch.permute, (self.wrap(value), axes), {})
+        self.refuse(TypeError, f"no bound is known for the attribute {name} of a tensor")
+
     def _discrete(self, canonical: str, args: tuple[Any, ...], sample: Any) -> Value:
         """What jumps as the input moves: comparisons, indices, integers."""
         parents = tuple(a for a in args if isinstance(a, Value))
@@ -306,7 +324,7 @@ class Tracer:
         value.op, value.arguments, value.sample = canonical, args, sample
         return value
 
-    def _finish(self, value: Value) -> Traced:
+    def _finish(self, value: Value) -> StandIn:
         if value.reason and not value.reason.startswith(("module '", "the model")):
             value.reason = f"{self.here()}: {value.reason}"
         if self._frames:
@@ -316,13 +334,13 @@ class Tracer:
                 self.rows.append(Row(frame.name, value.op, value.own, value, value.method))
         return self.wrap(value)
 
-    def _overwrite(self, target: Traced, result: Traced) -> None:
-        memory = _memory_of(target.value)
+    def _overwrite(self, target: StandIn, result: StandIn) -> None:
+        memory = _memory_of(target.of)
         for reference in self._live:
             other = reference()
-            if other is not None and other is not target and _memory_of(other.value) == memory:
+            if other is not None and other is not target and _memory_of(other.of) == memory:
                 other.stale = True
-        target.value = result.value
+        target.of = result.of
 
     def _sample(self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
         try:
@@ -335,7 +353,8 @@ class Tracer:
         name = name_of(function)
         why = REFUSED.get(function)
         if why is not None:
-            self.refuse(TypeError, f"{name} {why}")
+            # Operators have names that nobody has written.
+            self.refuse(TypeError, why if name.startswith("__") else f"{name} {why}")
         self.refuse(
             TypeError,
             f"no bound is known for {name}; if there is one, put it into a module of its own and "
@@ -354,7 +373,8 @@ class _Refusal(BaseException):
 @contextlib.contextmanager
 def computing_weights_exactly(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for what computes weights, and nothing else."""
-    switched = [m for m in model.modules() if m.training and _computes_its_weight(m)]
+    computing = [m for m in model.modules() if _computes_its_weight(m)]
+    switched = {m for module in computing for m in _with_parametrizations(module) if m.training}
     for module in switched:
         module.training = False
     try:
@@ -373,6 +393,12 @@ def _computes_its_weight(module: nn.Module) -> bool:
         or any(kind.__module__.partition(".")[0] == package for kind in type(module).__mro__)
         or any(isinstance(hook, SpectralNorm) for hook in hooks)
     )
+
+
+def _with_parametrizations(module: nn.Module) -> Iterator[nn.Module]:
+    yield module
+    if isinstance(module, parametrize.ParametrizationList):
+        yield from module.modules()
 
 
 def _is_leaf(module: nn.Module) -> bool:
@@ -396,8 +422,14 @@ def _methods_between(inputs: list[Value], output: Value) -> list[str]:
     return list(methods)
 
 
-def _stand_ins(args: Any, kwargs: Any) -> list[Traced]:
-    return [a for a in (*args, *kwargs.values()) if type(a) is Traced]
+def _restore(buffers: list[tuple[nn.Module, dict[str, Optional[Tensor]]]]) -> None:
+    """Take away what a model has kept of a run."""
+    for module, kept in buffers:
+        module._buffers.update(kept)
+
+
+def _stand_ins(args: Any, kwargs: Any) -> list[StandIn]:
+    return [a for a in (*args, *kwargs.values()) if type(a) is StandIn]
 
 
 def _memory_of(value: Value) -> Optional[int]:
@@ -411,125 +443,3 @@ def _same_kind(sample: Any, outputs: list[Any]) -> Any:
     if kind in (tuple, list):
         return kind(outputs)
     return kind(outputs)  # a structseq of torch
-
-
-# ---- the stand-in --------------------------------------------------------------------------------
-
-
-class Traced:
-    """Stands for a tensor that depends on the input. Not a tensor: see the module's docstring."""
-
-    def __init__(self, tracer: Tracer, value: Value) -> None:
-        self.tracer = tracer
-        self.value = value
-        self.stale = False
-
-    # So that a model which asks whether it is given a tensor does what it does for one.
-    @property  # type: ignore[misc]
-    def __class__(self) -> type[Tensor]:  # type: ignore[override]
-        return Tensor
-
-    @classmethod
-    def __torch_function__(
-        cls, function: Any, types: Any, args: Any = (), kwargs: Optional[dict[str, Any]] = None
-    ) -> Any:
-        tracer = _tracer_in((args, kwargs))
-        return tracer.call(function, args, kwargs or {})
-
-    def _apply(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        return self.tracer.call(getattr(torch.Tensor, name), (self, *args), kwargs)
-
-    # Attributes that do not depend on elements, and methods of tensors.
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        if name in _PLAIN_ATTRIBUTES:
-            return getattr(self.value.sample, name)
-        if name == "T":
-            return self._apply("permute", *reversed(range(self.ndim)))
-        if name == "mT":
-            return self._apply("transpose", -2, -1)
-        if name in ("data", "real"):
-            return self
-        if not callable(getattr(torch.Tensor, name, None)):
-            raise AttributeError(f"a stand-in for a tensor has no attribute {name!r}")
-        return functools.partial(self._apply, name)
-
-    def _looks(self, what: str) -> NoReturn:
-        self.tracer.refuse(
-            ValueError,
-            f"{what} of elements that depend on the input: what it computes then depends on "
-            "them in a way that has no bound; branch on shapes only, or register a bound for the "
-            "module with lipfuse.certification.register",
-        )
-
-    def __bool__(self) -> bool:
-        self._looks("takes a decision because")
-
-    def __int__(self) -> int:
-        self._looks("reads the value")
-
-    def __float__(self) -> float:
-        self._looks("reads the value")
-
-    def __index__(self) -> int:
-        self._looks("uses as an index the value")
-
-    def __contains__(self, item: object) -> bool:
-        self._looks("searches the values")
-
-    def __setitem__(self, key: object, value: object) -> None:
-        self.tracer.refuse(
-            TypeError, "assigns to elements of a tensor; use torch.where, torch.cat or a mask"
-        )
-
-    def __len__(self) -> int:
-        return len(self.value.sample)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._apply("unbind", 0))
-
-    __hash__ = object.__hash__
-
-
-_PLAIN_ATTRIBUTES = frozenset(
-    words(
-        "shape ndim dtype device layout is_cuda is_cpu is_sparse is_quantized is_meta itemsize "
-        "requires_grad nbytes is_nested is_leaf names"
-    )
-)
-
-_OPERATORS = words(
-    "add radd iadd sub rsub isub mul rmul imul truediv rtruediv itruediv matmul rmatmul neg abs "
-    "pow rpow getitem gt ge lt le eq ne and or invert mod floordiv"
-)
-
-
-def _operator(name: str) -> Callable[..., Any]:
-    def method(self: Traced, *args: Any) -> Any:
-        return self._apply(name, *args)
-
-    return method
-
-
-for _name in _OPERATORS:
-    setattr(Traced, f"__{_name}__", _operator(f"__{_name}__"))
-
-# Reading elements, in words that torch has for it.
-for _name in ("item", "tolist", "numpy", "__array__", "equal", "allclose"):
-    for _function in find(_name):
-        REFUSED[_function] = "reads elements that depend on the input, which has no bound"
-
-
-def _tracer_in(arguments: Any) -> Tracer:
-    """That of the first stand-in among the arguments."""
-    stack = [arguments]
-    while stack:
-        item = stack.pop()
-        if type(item) is Traced:
-            return item.tracer
-        if isinstance(item, (tuple, list)):
-            stack.extend(item)
-        elif isinstance(item, dict):
-            stack.extend(item.values())
-    raise TypeError("stand-ins may be in tuples, lists and dicts only")

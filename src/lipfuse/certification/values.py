@@ -107,9 +107,12 @@ class Value:
         """The Lipschitz constant with respect to the network's input, from above."""
         if self._bound is None:
             self._bound = self.rule_bound
-            if self._gains:
+            if self._gains or (self._factors > 0 and self._leaves_out()):
                 self._settle()
         return self._bound
+
+    def _leaves_out(self) -> bool:
+        return self.sample.numel() < max(p.sample.numel() for p in self.parents)
 
     def _settle(self) -> None:
         """Lower the bound to what the linear part as a whole has, where it can be had cheaply."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Optional, Union
+from typing import Any, Union
 
 import torch
 import torch.nn.functional as F
@@ -32,9 +32,13 @@ def finite(name: str, weight: Any) -> Tensor:
     return w
 
 
-def _weights(*tensors: Any) -> Optional[tuple[Value, ...]]:
-    """The values among what should be constants; None if there are none."""
-    return tuple(t for t in tensors if isinstance(t, Value)) or None
+def _vary(*tensors: Any) -> bool:
+    return any(isinstance(t, Value) for t in tensors)
+
+
+def _varying(*tensors: Any) -> Value:
+    values = tuple(t for t in tensors if isinstance(t, Value))
+    return unbounded(values, "has weights that depend on the input")
 
 
 # ---- matrices ------------------------------------------------------------------------------------
@@ -42,8 +46,8 @@ def _weights(*tensors: Any) -> Optional[tuple[Value, ...]]:
 
 @rule("linear")
 def _linear(x: Any, weight: Any, bias: Any = None) -> Value:
-    if varying := _weights(weight, bias):
-        return unbounded((x, *varying), "weights that depend on the input")
+    if _vary(weight, bias):
+        return _varying(x, weight, bias)
     w, shift = finite("weight", weight), finite("bias", 0.0 if bias is None else bias)
     return _matrix(x, w, shifted=bool((shift < 0).any()))
 
@@ -118,8 +122,8 @@ def convolution(
         weight, ...: as torch has them; ``padding_mode`` may be "symmetric".
         forward: takes a tensor and a weight; without the bias.
     """
-    if varying := _weights(weight, bias):
-        return unbounded((x, *varying), "weights that depend on the input")
+    if _vary(weight, bias):
+        return _varying(x, weight, bias)
     w = finite("weight", weight)
     axes = w.dim() - 2
     spatial = tuple(x.shape[-axes:])
