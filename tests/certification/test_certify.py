@@ -73,7 +73,7 @@ LINEAR: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "Fold": (lambda: nn.Fold((4, 4), 3), (9, 4)),
     "Conv1d": (lambda: nn.Conv1d(2, 3, 3, stride=2, padding=1), (2, 9)),
     "Conv2d": (lambda: nn.Conv2d(4, 3, 3, padding=1), IMAGE),
-    "Conv2d same, groups": (lambda: nn.Conv2d(4, 6, (3, 2), padding="same", groups=2), IMAGE),
+    "Conv2d same, groups": (lambda: nn.Conv2d(4, 6, (3, 5), padding="same", groups=2), IMAGE),
     "Conv2d circular": (lambda: nn.Conv2d(4, 3, 3, padding=2, padding_mode="circular"), IMAGE),
     "Conv2d reflect": (
         lambda: nn.Conv2d(4, 3, 3, stride=2, padding=2, padding_mode="reflect"),

@@ -59,12 +59,10 @@ MODULES: dict[str, tuple[nn.Module, type[Exception], str]] = {
     "odd norms": (nn.LPPool1d(3, 2), ValueError, "order 3"),
     "random windows": (nn.FractionalMaxPool2d(2, 2), TypeError, "random"),
     "NaN": (NAN, ValueError, "bias with NaN"),
-    "script": (torch.jit.script(nn.Linear(3, 3)), TypeError, "compiled by torch.jit"),
     "two arguments": (nn.PairwiseDistance(), TypeError, "cannot be followed"),
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", MODULES)
 def test_modules_without_a_bound(name: str) -> None:
     module, error, text = MODULES[name]
@@ -75,8 +73,17 @@ def test_modules_without_a_bound(name: str) -> None:
     assert "'1.0" in str(raised.value)
     for key, value in module.state_dict().items():
         assert torch.equal(value, state[key]) or name == "NaN"
-    if name != "script":
-        assert not any(m._forward_hooks or "forward" in vars(m) for m in model.modules())
+    assert not any(m._forward_hooks or "forward" in vars(m) for m in model.modules())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_code() -> None:
+    script = torch.jit.script(nn.Linear(3, 3))
+    with pytest.raises(TypeError, match="'1' .*compiled by torch.jit"):
+        lipfuse.certify(nn.Sequential(nn.Identity(), script), (3,))
+    function = torch.jit.trace(lambda x: 3.0 * x, torch.ones(3))
+    with pytest.raises(TypeError, match="'1.0' "):
+        lipfuse.certify(inside(function), (3,))
 
 
 FUNCTIONS: dict[str, tuple[Callable[[Tensor], Any], str]] = {

@@ -128,14 +128,26 @@ class Certificate:
         own = z.gather(1, winners[:, None])
         # Each of the two logits may be off, here and at the end of the perturbation.
         margins = own - z - 4.0 * error
-        if self.pairs is not None:
-            slopes = self.pairs[winners]
-        else:
-            slopes = self.outputs[winners][:, None] + self.outputs[None]
-            slopes = slopes.clamp_max(up(math.sqrt(2.0) * self.lipschitz, 4))
+        slopes = self.slopes(winners)
         radii = _divided(margins, slopes)
         radii.scatter_(1, winners[:, None], math.inf)
         return radii.amin(dim=1)
+
+    def slopes(self, classes: Tensor) -> Tensor:
+        """Bounds of how steep the differences of outputs are.
+
+        Args:
+            classes: y, integers of shape ``(N,)``.
+
+        Returns:
+            ``(N, n)`` in float64: of output y less each output j; 0 for j = y.
+        """
+        y = classes.cpu()
+        if self.pairs is not None:
+            return self.pairs[y]
+        slopes = self.outputs[y][:, None] + self.outputs[None]
+        slopes = slopes.clamp_max(up(math.sqrt(2.0) * self.lipschitz, 4))
+        return slopes.scatter_(1, y[:, None], 0.0)
 
     # ---- for people and programs --------------------------------------------------------------
 

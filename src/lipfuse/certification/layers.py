@@ -13,7 +13,7 @@ from .._checks import check_finite
 from ..functional.convolution import padding_of_axes
 from ..nn.conv import symmetric_pad
 from .norms import up
-from .tracing import BY_EXPORT, ModuleRule, kind_of
+from .tracing import ModuleRule, kind_of
 from .values import Value, elementwise, nonlinear
 from .weighted import convolution, finite
 
@@ -170,9 +170,4 @@ def rule_for(module: nn.Module) -> Optional[ModuleRule]:
         return _OURS[kind]
     if _is_plain_convolution(module):
         return _convolution
-    # A layer of ours that has a forward of its own computes what its plain export computes.
-    own = kind.__module__ == f"{_PACKAGE}.nn" or kind.__module__.startswith(f"{_PACKAGE}.nn.")
-    defines = str(kind.forward.__module__).startswith(f"{_PACKAGE}.")
-    if own and defines and hasattr(kind, "vanilla_export") and not list(module.children()):
-        return BY_EXPORT
     return None

@@ -20,7 +20,6 @@ from .stand_in import StandIn
 from .values import Value, unbounded
 
 __all__ = [
-    "BY_EXPORT",
     "ModuleRule",
     "Row",
     "Tracer",
@@ -35,11 +34,6 @@ _OVERWRITTEN = (
 
 # What a module may be replaced by: takes the module and its input, returns a value.
 ModuleRule = Callable[[nn.Module, Value], Value]
-
-
-def BY_EXPORT(module: nn.Module, value: Value) -> Value:
-    """Stands for looking into the plain export of a module instead of into the module."""
-    raise AssertionError("never called")
 
 
 def kind_of(module: nn.Module) -> type[nn.Module]:
@@ -216,9 +210,6 @@ class Tracer:
         if len(args) != 1 or kwargs:
             self.refuse(TypeError, "takes one argument to be certified")
         value = self.unwrap(args[0])
-        if replacement is BY_EXPORT:
-            export: Any = module.vanilla_export
-            return export().eval()(args[0])
         try:
             result = replacement(module, value)
         except (TypeError, ValueError) as error:
