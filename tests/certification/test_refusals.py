@@ -79,10 +79,10 @@ def test_modules_without_a_bound(name: str) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_code() -> None:
     script = torch.jit.script(nn.Linear(3, 3))
-    with pytest.raises(TypeError, match="'1' .*compiled by torch.jit"):
+    with pytest.raises(TypeError, match=r"'1' .*compiled by torch\.jit"):
         lipfuse.certify(nn.Sequential(nn.Identity(), script), (3,))
     function = torch.jit.trace(lambda x: 3.0 * x, torch.ones(3))
-    with pytest.raises(TypeError, match="'1.0' "):
+    with pytest.raises(TypeError, match=r"'1\.0' "):
         lipfuse.certify(inside(function), (3,))
 
 
