@@ -56,7 +56,8 @@ class Certificate:
         output_shape: of what the network makes of it.
         outputs: a bound for every single output, flattened.
         pairs: ``(n, n)``, a bound for the difference of any two of n outputs; None if the network
-            has one output, or so many that only ``outputs`` and ``lipschitz`` are used.
+            has one output, or makes images, or has so many outputs that only ``outputs`` and
+            ``lipschitz`` are used.
         margin: what rounding in the computation of L is allowed for, relative to L and at most.
     """
 

@@ -77,8 +77,10 @@ def certify(model: nn.Module, input_shape: Sequence[int]) -> Certificate:
     if not math.isfinite(output.bound):
         raise ValueError(output.reason or "the bound is infinite")
     _check_one_by_one(model, sample, output.sample)
-    outputs = output.elements().reshape(-1)
-    outputs = outputs.clamp_max(output.bound)
+    # Decisions are taken on vectors; of images, single elements are of no interest.
+    is_vector = sum(n > 1 for n in output.shape) <= 1
+    whole = torch.full((output.sample.numel(),), output.bound, dtype=torch.float64)
+    outputs = output.elements().reshape(-1) if is_vector else whole
     layers = tuple(
         LayerBound(
             row.name,
@@ -96,7 +98,7 @@ def certify(model: nn.Module, input_shape: Sequence[int]) -> Certificate:
         input_shape=shape,
         output_shape=tuple(output.shape[1:]),
         outputs=outputs,
-        pairs=_pairs(output, outputs),
+        pairs=_pairs(output, outputs) if is_vector else None,
         margin=output.margin,
     )
 
