@@ -199,6 +199,13 @@ def test_activations_have_their_largest_slope(activation: nn.Module) -> None:
     assert largest * (1 - 1e-7) <= bound <= largest * (1 + 3e-4)
 
 
+def _reflected(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+    """HouseHolder's formula with normals that are not of unit length."""
+    sine, cosine = scale.to(x.dtype), 0.0 * scale.to(x.dtype)
+    twice = 2.0 * F.relu(x * sine - y * cosine)
+    return torch.cat((x - twice * sine, y + twice * cosine), 1)
+
+
 POOLS: dict[str, tuple[nn.Module, tuple[int, ...], float]] = {
     "MaxPool2d overlapping": (nn.MaxPool2d(3, 1), (1, 6, 6), 3.0),
     "MaxPool2d padded": (nn.MaxPool2d(3, 2, 1), (1, 6, 6), 2.0),
@@ -216,6 +223,16 @@ POOLS: dict[str, tuple[nn.Module, tuple[int, ...], float]] = {
     "largest": (Function(lambda x: x.max(1, keepdim=True)[0] + x.amax(1, True)), (5,), 2.0),
     "norm": (Function(lambda x: x.norm(dim=1, keepdim=True)), (5,), 1.0),
     "root of squares": (Function(lambda x: (x.square().sum(1) + 0.1).sqrt()), (5,), 1.0),
+    "root of overlapping squares": (
+        Function(lambda x: F.avg_pool1d(x[:, None].square(), 2, 1).mul(6.0).sqrt()),
+        (5,),
+        math.sqrt(6.0),
+    ),
+    "reflection by a long vector": (
+        Function(lambda x: _reflected(x[:, :2], x[:, 2:], torch.tensor([1.0, 2.0]))),
+        (4,),
+        7.0,
+    ),
     "Softmax": (nn.Softmax(1), (2,), 0.5),
     "LogSoftmax": (nn.LogSoftmax(1), (4,), 2.0),
     "logsumexp": (Function(lambda x: x.logsumexp(1)), (4,), 1.0),
@@ -304,6 +321,15 @@ def test_convolutions_are_bounded_tighter_than_they_promise(settings: dict[str, 
     norm = tools.operator_norm(copy.deepcopy(layer).eval(), (3, 6, 6))
     assert norm * (1 - 1e-6) <= bound <= norm * (1 + 1e-4) <= 2.0 + 1e-3
     assert exported == pytest.approx(bound, rel=1e-6)
+
+
+def test_a_pad_of_its_own_counts_as_part_of_a_large_convolution() -> None:
+    """Too large to be written out, the pad alone has norm 2, and the two together 1."""
+    layer = lnn.SpectralConv2d(2, 16, 3, padding=1, padding_mode="symmetric")
+    plain = layer.vanilla_export()
+    assert isinstance(plain, nn.Sequential)
+    assert lipfuse.certify(plain[0], (2, 24, 24)).lipschitz == pytest.approx(2.0)
+    assert lipfuse.certify(plain, (2, 24, 24)).lipschitz <= 1 + 1e-5
 
 
 def test_weights_count_as_they_are_not_as_they_are_meant() -> None:
