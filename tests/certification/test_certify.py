@@ -510,6 +510,31 @@ def test_random_programs(seed: int) -> None:
         assert (torch.cdist(jacobian, jacobian) <= certificate.pairs + 1e-9).all()
 
 
+def test_functions_of_one_name_with_other_arguments() -> None:
+    """The bound is that of the function called, not of one that is called the same."""
+    norm: Any = _with_statistics(nn.BatchNorm1d(3))
+    mask = torch.tensor([True, False, True])
+    cases: list[tuple[Callable[[Tensor], Tensor], float]] = [
+        (lambda x: F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias), 0),
+        (lambda x: x.where(mask, 0.0 * x), 1.0),
+        (lambda x: torch.where(mask, x, 2.0 * x), 2.0),
+        (lambda x: x.unfold(1, 2, 1), math.sqrt(2)),
+        (lambda x: F.unfold(x[:, None, None], (1, 3)), 1.0),
+        (lambda x: torch.rsub(x, 1.0, alpha=2.0), 2.0),
+        (lambda x: 1.0 - 2.0 * x, 2.0),
+        (lambda x: torch.permute(x, (0, 1)).permute(0, 1), 1.0),
+    ]
+    expected = float(
+        (norm.weight.detach().double().abs() / (norm.running_var.double() + 1e-5).sqrt()).max()
+    )
+    for function, constant in cases:
+        found = lipfuse.certify(Function(function), (3,)).lipschitz
+        assert found == pytest.approx(constant or expected, rel=1e-6)
+    order = (norm.weight, norm.bias, norm.running_mean, norm.running_var, False, 0.1, 1e-5, False)
+    with pytest.raises(TypeError, match="batch_norm"):
+        lipfuse.certify(Function(lambda x: torch.batch_norm(x, *order)), (3,))
+
+
 def test_half_precision_and_double() -> None:
     for dtype in (torch.bfloat16, torch.float64):
         model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)).to(dtype)
@@ -526,6 +551,8 @@ def test_wrappers_are_looked_through() -> None:
     expected = lipfuse.certify(model, (6,)).lipschitz
     assert lipfuse.certify(nn.DataParallel(model), (6,)).lipschitz == expected
     assert lipfuse.certify(torch.compile(model), (6,)).lipschitz == expected  # type: ignore[arg-type]
+    inside = nn.Sequential(torch.compile(model))  # type: ignore[arg-type]
+    assert lipfuse.certify(inside, (6,)).lipschitz == expected
 
 
 def test_other_parametrizations() -> None:
@@ -586,6 +613,9 @@ def test_registered_modules() -> None:
         assert certificate.lipschitz == pytest.approx(
             3.0 * tools.largest_singular_value(model[2].weight)  # type: ignore[arg-type]
         )
+        certification.register(Own, lambda module, shape: 2.9)
+        with pytest.raises(ValueError, match=r"'1' \(Own\): Own moved by .* is wrong"):
+            lipfuse.certify(model, (2, 3))
         for wrong, error in ((-1.0, ValueError), (math.inf, ValueError), ("a", TypeError)):
             certification.register(Own, lambda module, shape: wrong)  # type: ignore[return-value, arg-type] # noqa: B023
             with pytest.raises(error, match="'1'"):

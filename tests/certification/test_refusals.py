@@ -110,6 +110,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "assignment": (lambda x: x.__setitem__(0, 1.0), "assigns"),
     "overwritten weights": (lambda x: torch.ones(3, 3).add_(x), "overwrites"),
     "out": (lambda x: torch.add(x, 1.0, out=torch.empty(0)), "out="),
+    "constants made of elements": (lambda x: x.new_tensor(x), "no bound is known"),
     "noise": (lambda x: x + torch.rand_like(x), "random"),
     "weights from the input": (lambda x: F.linear(torch.ones(1, 3), x[0]), "depend"),
     "infinity": (lambda x: x * math.inf, "constant with NaN or infinite"),

@@ -71,7 +71,7 @@ def certify(model: nn.Module, input_shape: Sequence[int]) -> Certificate:
     model = _unwrapped(model)
     sample = _samples(model, shape)
     tracer = Tracer(model, rule_for)
-    output = tracer.run(sample[:1])
+    output = tracer.run(sample[:1], sample[1:])
     if output is None:
         return _of_a_constant(model, shape, sample)
     if not math.isfinite(output.bound):

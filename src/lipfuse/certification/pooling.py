@@ -44,7 +44,7 @@ for _axes in (1, 2, 3):
     _mean_of_windows(f"adaptive_avg_pool{_axes}d")
 
 
-@rule("interpolate", "upsample", "upsample_nearest", "upsample_bilinear")
+@rule("interpolate")
 def _interpolate(x: Value, *args: Any, **kwargs: Any) -> Value:
     mode = kwargs.get("mode", args[2] if len(args) > 2 else "nearest")
     if mode == "bicubic":

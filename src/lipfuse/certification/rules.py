@@ -65,18 +65,18 @@ ATTRIBUTES = frozenset(
 _NAMESPACES = (torch, torch.Tensor, torch_functional)
 
 
-def find(name: str) -> list[Any]:
+def find(name: str, spaces: tuple[Any, ...] = _NAMESPACES) -> list[Any]:
     """The functions of that name in torch, of its tensors and of ``torch.nn.functional``."""
-    found = [getattr(space, name) for space in _NAMESPACES if callable(getattr(space, name, None))]
-    return found
+    return [getattr(space, name) for space in spaces if callable(getattr(space, name, None))]
 
 
-def rule(canonical: str, *others: Any) -> Callable[[_R], _R]:
+def rule(canonical: str, *others: Any, spaces: tuple[Any, ...] = _NAMESPACES) -> Callable[[_R], _R]:
     """Register a rule for an operation, under all its names, in-place variants included.
 
     Args:
         canonical: its name, that of a function of torch.
         others: further names, or functions that are found in none of the usual places.
+        spaces: where to look, if the same name means something else elsewhere.
     """
 
     def register(function: _R) -> _R:
@@ -84,9 +84,9 @@ def rule(canonical: str, *others: Any) -> Callable[[_R], _R]:
             if not isinstance(name, str):
                 RULES[name] = (canonical, function)
                 continue
-            for each in find(name):
+            for each in find(name, spaces):
                 RULES[each] = (canonical, function)
-            for each in find(name + "_") if not name.startswith("__") else []:
+            for each in find(name + "_", spaces) if not name.startswith("__") else []:
                 RULES[each] = (canonical, function)
                 IN_PLACE.add(each)
             if name.startswith("__i") and not name.startswith(("__inv", "__int")):

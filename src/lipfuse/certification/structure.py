@@ -136,17 +136,19 @@ def _pad(
     return _copied(x, lambda t: F.pad(t, pad, mode))
 
 
-def _kernel(name: str) -> None:
+def _patches(name: str, space: Any) -> None:
     """Patches, in and out: every element as often as windows hold it."""
-    function: Map = getattr(F, name)
+    function: Map = getattr(space, name)
 
-    @rule(name)
+    @rule(name, spaces=(space,))
     def _(x: Value, *args: Any, **kwargs: Any) -> Value:
         return _copied(x, lambda t: function(t, *args, **kwargs))
 
 
-for _name in ("unfold", "fold"):
-    _kernel(_name)
+_patches("fold", F)
+# Two things of one name.
+_patches("unfold", F)
+_patches("unfold", torch.Tensor)
 
 
 # ---- several values side by side -----------------------------------------------------------------
@@ -456,7 +458,12 @@ for _name in words(
     _step(_name)
 
 
-@rule("where")
+@rule("where", spaces=(torch.Tensor,))
+def _where_of_a_tensor(a: Any, condition: Any, b: Any) -> Value:
+    return _where(condition, a, b)
+
+
+@rule("where", spaces=(torch,))
 def _where(condition: Any, a: Any, b: Any) -> Value:
     values = tuple(v for v in (a, b) if isinstance(v, Value))
     if isinstance(condition, Value):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -85,13 +87,15 @@ class Tracer:
         self._frames: list[_Frame] = []
         self._live: list[weakref.ref[StandIn]] = []
         self._refused: Optional[Exception] = None
+        self._thread = threading.get_ident()
+        self._distance = 0.0
         self.rows: list[Row] = []
 
-    def run(self, sample: Tensor) -> Optional[Value]:
+    def run(self, sample: Tensor, twin: Tensor) -> Optional[Value]:
         """Trace the network.
 
         Args:
-            sample: an input, with its batch dimension.
+            sample, twin: two inputs, each with a batch dimension of 1.
 
         Returns:
             The output's value; None if the output does not depend on the input.
@@ -101,7 +105,8 @@ class Tracer:
             ValueError: for a setting without a bound, or an input that the network cannot take.
         """
         start = Value(1.0)
-        start.op, start.sample = "input", sample
+        start.op, start.sample, start.twin = "input", sample, twin
+        self._distance = _distance(sample, twin)
         with torch.no_grad(), self._watching():
             output = self._followed(self.wrap(start))
         if self._refused is not None:
@@ -168,20 +173,23 @@ class Tracer:
                     object.__setattr__(module, "forward", call)
                     stack.callback(object.__delattr__, module, "forward")
             stack.enter_context(computing_weights_exactly(self._model))
+            if "torch._dynamo" in sys.modules:
+                # What is compiled runs as it was written.
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.callback(_restore, [(m, dict(m._buffers)) for m in self._model.modules()])
             yield
 
     def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        traced = _stand_ins(args, kwargs)
-        if not traced:
-            return
+        if threading.get_ident() != self._thread:
+            return  # somebody else's call of the same model
+        traced = _stand_ins((args, kwargs))
         self._frames.append(_Frame(name, module, inputs=[t.of for t in traced]))
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
             # Before it counts this batch.
             self.refuse(ValueError, "normalises by the batch in training mode; call eval() first")
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if not _stand_ins(args, kwargs):
+        if threading.get_ident() != self._thread:
             return
         frame = self._frames.pop()
         if not _is_leaf(module) or type(output) is not StandIn:
@@ -205,7 +213,7 @@ class Tracer:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        if not _stand_ins(args, kwargs):
+        if not _stand_ins((args, kwargs)):
             return original(*args, **kwargs)
         if len(args) != 1 or kwargs:
             self.refuse(TypeError, "takes one argument to be certified")
@@ -216,6 +224,7 @@ class Tracer:
             self.refuse(type(error), str(error), error)
         result.op, result.arguments = kind_of(module).__name__, (value,)
         result.sample = self._sample(original, (value.sample,), {})
+        result.twin = self._sample(original, (value.twin,), {})
         return self._finish(result)
 
     # ---- functions ----------------------------------------------------------------------------
@@ -234,64 +243,66 @@ class Tracer:
 
     def call(self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
         """A function of torch, at least one of whose arguments is a stand-in."""
+        target = args[0] if args else None
 
         def opened(x: Any) -> Any:
-            if type(x) is StandIn:
-                return self.unwrap(x)
-            return type(x)(map(opened, x)) if type(x) in (tuple, list) else x
+            return self.unwrap(x) if type(x) is StandIn else x
 
-        def concrete(x: Any) -> Any:
-            if isinstance(x, Value):
-                return x.sample
-            return type(x)(map(concrete, x)) if type(x) in (tuple, list) else x
-
-        plain_args: tuple[Any, ...] = tuple(map(opened, args))
-        plain_kwargs = {key: opened(x) for key, x in kwargs.items()}
-        samples = tuple(map(concrete, plain_args))
-        sample_kwargs = {key: concrete(x) for key, x in plain_kwargs.items()}
-        if name_of(function) in METADATA:
-            return function(*samples, **sample_kwargs)
-        if name_of(function) in ("__get__", "__set__"):
-            return self._attribute(function, plain_args[0])
+        args, kwargs = _each(opened, tuple(args)), _each(opened, kwargs)
+        name = name_of(function)
+        if name in METADATA and not _values((args[1:], kwargs)):
+            return function(*_each(_sample_of, args), **kwargs)
+        if name in ("__get__", "__set__"):
+            return self._attribute(function, args[0])
         if function not in RULES:
             self._refuse_function(function)
         canonical, rule = RULES[function]
-        in_place = function in IN_PLACE or bool(plain_kwargs.get("inplace"))
-        if plain_kwargs.get("out") is not None:
+        if kwargs.get("out") is not None:
             self.refuse(TypeError, f"{canonical} with out= is not supported; assign its result")
+        in_place = function in IN_PLACE or bool(kwargs.get("inplace"))
+        if in_place and not isinstance(args[0], Value):
+            self.refuse(TypeError, f"{canonical} overwrites a tensor of the model's own")
         try:
-            result = rule(*plain_args, **plain_kwargs)
+            result = rule(*args, **kwargs)
         except (TypeError, ValueError, NotImplementedError) as error:
             self.refuse(type(error), f"{canonical} {error}", error)
-        if in_place:
-            if not isinstance(plain_args[0], Value):
-                self.refuse(TypeError, f"{canonical} overwrites a tensor of the model's own")
-            samples = (samples[0].clone(), *samples[1:])
-        sample = self._sample(function, samples, sample_kwargs)
+        both = []
+        for pick in (_sample_of, _twin_of):
+            given = _each(pick, args)
+            if in_place:
+                given = (given[0].clone(), *given[1:])
+            both.append(self._sample(function, given, _each(pick, kwargs)))
         if isinstance(result, Value):
-            if not result.op:
-                result.op, result.arguments = canonical, plain_args
-            if isinstance(sample, Tensor) and sample.is_floating_point():
-                result.sample = sample
-                if result.slope is not None and sample.shape != result.parents[0].shape:
-                    self.refuse(ValueError, f"{canonical} of tensors of different shapes")
-            else:
-                result = self._discrete(canonical, plain_args, sample)
-            finished = self._finish(result)
-            if not in_place:
-                return finished
-            self._overwrite(args[0], finished)
-            return args[0]
-        outputs = []
-        for index, (part, part_sample) in enumerate(zip(result, sample)):
-            value = part
-            if value is None:
-                value = self._discrete(canonical, plain_args, part_sample)
-            value.op, value.arguments = canonical, (*plain_args, index)
-            value.sample = part_sample
-            outputs.append(self._finish(value))
+            return self._one(result, canonical, args, both, target if in_place else None)
+        outputs = [
+            self._one(part, canonical, (*args, index), list(pair), None)
+            for index, (part, *pair) in enumerate(zip(result, *both))
+        ]
         # Names and all: torch.return_types.sort and the like.
-        return _same_kind(sample, outputs)
+        return type(both[0])(outputs)
+
+    def _one(
+        self,
+        value: Optional[Value],
+        canonical: str,
+        args: tuple[Any, ...],
+        both: list[Any],
+        target: Optional[StandIn],
+    ) -> StandIn:
+        """An output of a function; what it overwrites, if anything."""
+        if value is None or not (isinstance(both[0], Tensor) and both[0].is_floating_point()):
+            why = f"the result of {canonical} is not continuous"
+            value = unbounded(tuple(_values(args)), why)
+        if not value.op:
+            value.op, value.arguments = canonical, args
+        value.sample, value.twin = both
+        if value.slope is not None and value.shape != value.parents[0].shape:
+            self.refuse(ValueError, f"{canonical} of tensors of different shapes")
+        finished = self._finish(value)
+        if target is None:
+            return finished
+        self._overwrite(target, finished)
+        return target
 
     def _attribute(self, access: Any, value: Value) -> Any:
         """What does not depend on elements; transposes and aliases."""
@@ -308,22 +319,40 @@ class Tracer:
             return self.call(torch.permute, (self.wrap(value), axes), {})
         self.refuse(TypeError, f"no bound is known for the attribute {name} of a tensor")
 
-    def _discrete(self, canonical: str, args: tuple[Any, ...], sample: Any) -> Value:
-        """What jumps as the input moves: comparisons, indices, integers."""
-        parents = tuple(a for a in args if isinstance(a, Value))
-        value = unbounded(parents, f"{self.here()}: the result of {canonical} is not continuous")
-        value.op, value.arguments, value.sample = canonical, args, sample
-        return value
-
     def _finish(self, value: Value) -> StandIn:
         if value.reason and not value.reason.startswith(("module '", "the model")):
             value.reason = f"{self.here()}: {value.reason}"
+        self._check(value)
         if self._frames:
             frame = self._frames[-1]
             frame.done.append(value)
             if not _is_leaf(frame.module) and (value.method or value.own != 1.0):
                 self.rows.append(Row(frame.name, value.op, value.own, value, value.method))
         return self.wrap(value)
+
+    def _check(self, value: Value) -> None:
+        """Hold what is claimed of a value against the two concrete ones.
+
+        Coarsely: it is to find what is wrong, not what is rounded.
+        """
+        if not (isinstance(value.sample, Tensor) and value.sample.is_floating_point()):
+            return
+        tolerance = 1024.0 * torch.finfo(value.sample.dtype).eps
+        scale = _size(value.sample, value.twin)
+        moved, allowed = _distance(value.sample, value.twin), value.rule_bound * self._distance
+        if moved > allowed + tolerance * scale:
+            self.refuse(
+                ValueError,
+                f"{value.op} moved by {moved:.6g} where its bound allows {allowed:.6g}: what is "
+                f"known of it ({value.method}) is wrong",
+            )
+        if value.forward is not None:
+            found = value.forward(*[_plain(p.sample) - _plain(p.twin) for p in value.parents])
+            exact = _plain(value.sample) - _plain(value.twin)
+            for parent in value.parents:
+                scale += max(1.0, value.own or 1.0) * _size(parent.sample, parent.twin)
+            if found.shape != exact.shape or float((found - exact).norm()) > tolerance * scale:
+                self.refuse(ValueError, f"{value.op} does not compute what is known of it")
 
     def _overwrite(self, target: StandIn, result: StandIn) -> None:
         memory = _memory_of(target.of)
@@ -419,18 +448,48 @@ def _restore(buffers: list[tuple[nn.Module, dict[str, Optional[Tensor]]]]) -> No
         module._buffers.update(kept)
 
 
-def _stand_ins(args: Any, kwargs: Any) -> list[StandIn]:
-    return [a for a in (*args, *kwargs.values()) if type(a) is StandIn]
+def _each(change: Callable[[Any], Any], arguments: Any) -> Any:
+    """The arguments of a call with a change made to each, in lists and the like too."""
+    if type(arguments) in (tuple, list):
+        return type(arguments)(_each(change, item) for item in arguments)
+    if type(arguments) is dict:
+        return {key: _each(change, item) for key, item in arguments.items()}
+    return change(arguments)
+
+
+def _values(arguments: Any) -> list[Value]:
+    found: list[Value] = []
+    _each(lambda x: found.append(x) if isinstance(x, Value) else None, arguments)
+    return found
+
+
+def _stand_ins(arguments: Any) -> list[StandIn]:
+    found: list[StandIn] = []
+    _each(lambda x: found.append(x) if type(x) is StandIn else None, arguments)
+    return found
+
+
+def _sample_of(x: Any) -> Any:
+    return x.sample if isinstance(x, Value) else x
+
+
+def _twin_of(x: Any) -> Any:
+    return x.twin if isinstance(x, Value) else x
+
+
+def _plain(x: Tensor) -> Tensor:
+    return x.detach().to("cpu", torch.float64)
+
+
+def _distance(x: Tensor, y: Tensor) -> float:
+    return float((_plain(x) - _plain(y)).norm())
+
+
+def _size(x: Tensor, y: Tensor) -> float:
+    return float(_plain(x).norm() + _plain(y).norm())
 
 
 def _memory_of(value: Value) -> Optional[int]:
     if not isinstance(value.sample, Tensor):
         return None
     return value.sample.untyped_storage()._cdata
-
-
-def _same_kind(sample: Any, outputs: list[Any]) -> Any:
-    kind = type(sample)
-    if kind in (tuple, list):
-        return kind(outputs)
-    return kind(outputs)  # a structseq of torch

@@ -41,7 +41,8 @@ class Value:
         own: the Lipschitz constant of that operation alone, or None if it has several arguments.
         method: how that is known; empty where elements are only moved.
         parents: the values that it is computed from.
-        sample: one concrete value, for shapes and dtypes.
+        sample: one concrete value, for shapes and dtypes, and ``twin``: another one, that of the
+            second input. What is claimed of the value is held against the two.
         reason: why there is no finite bound, where there is none.
         shifted: whether a constant that may be negative was added since the source.
         slope: the Lipschitz constant of a function that acts on every element by itself.
@@ -70,6 +71,7 @@ class Value:
         self.op = ""
         self.arguments: tuple[Any, ...] = ()
         self.sample: Any = None
+        self.twin: Any = None
         self.rule_bound = rule_bound
         self.parents = parents
         self.own = own

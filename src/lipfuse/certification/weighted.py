@@ -236,7 +236,8 @@ def _normalised(x: Value, mean: Any, var: Any, weight: Any, bias: Any, eps: floa
     return refolded(found, x, factor)
 
 
-@rule("batch_norm")
+# torch's own function of that name takes its arguments in another order.
+@rule("batch_norm", spaces=(F,))
 def _batch_norm(
     x: Value, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None,
     training: bool = False, momentum: Any = 0.1, eps: float = 1e-5, *_: Any,
@@ -249,7 +250,7 @@ def _batch_norm(
     return _normalised(x, running_mean, running_var, weight, bias, eps)
 
 
-@rule("instance_norm")
+@rule("instance_norm", spaces=(F,))
 def _instance_norm(
     x: Value, running_mean: Any = None, running_var: Any = None, weight: Any = None,
     bias: Any = None, use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5,
