@@ -279,6 +279,9 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], float]] = {
     "InvertibleUpSampling": (lambda: lnn.InvertibleUpSampling(2, 2.0), (4, 2, 3), 2.0),
     "SpectralLinear": (lambda: lnn.SpectralLinear(9, 7, k_coef_lip=2.0), (9,), 2.0),
     "FrobeniusLinear": (lambda: lnn.FrobeniusLinear(9, 1, disjoint_neurons=False), (9,), 1.0),
+    "LayerCentering": (lambda: lnn.LayerCentering(2, k_coef_lip=2.0), (2, 3, 4), 2.0),
+    "BatchLipNorm": (lambda: lnn.BatchLipNorm(3), (3, 4), 1.0),
+    "ScaleBiasLayer": (lambda: lnn.ScaleBiasLayer(-2.0, 3), (3, 4), 2.0),
     "Sequential": (lambda: lnn.Sequential(nn.ReLU(), nn.Flatten(), k_coef_lip=3.0), (2, 3), 3.0),
     "Sequential of Sequential": (
         lambda: lnn.Sequential(
@@ -381,6 +384,18 @@ class Net(nn.Module):
         return self.head(x)
 
 
+class Mean(nn.Module):
+    """A learnt mean of the input and of a branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = lnn.Sequential(lnn.SpectralConv1d(4, 4, 3, padding=1), lnn.GroupSort2())
+        self.join = lnn.LipResidual()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.join(x, self.branch(x))
+
+
 class Dense(nn.Module):
     """Concatenations that share all that was before."""
 
@@ -409,6 +424,7 @@ class Heads(nn.Module):
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "residual": (Net, (3, 8, 8)),
+    "learnt mean": (Mean, (4, 6)),
     "dense": (Dense, (4,)),
     "heads": (Heads, (5,)),
     "Lipschitz": (

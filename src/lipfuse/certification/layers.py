@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .. import nn as lipschitz
 from .._checks import check_finite
 from ..functional.convolution import padding_of_axes
-from ..nn.conv import symmetric_pad
+from ..functional.padding import symmetric_pad
 from .norms import up
 from .tracing import ModuleRule, kind_of
 from .values import Value, elementwise, nonlinear
@@ -134,8 +134,7 @@ def _convolution(module: Any, x: Value) -> Value:
         if mode != "zeros":
             padding = 0
             if mode == "symmetric":
-                left, right, top, bottom = reversed_pads
-                t = symmetric_pad(t, (left, right, top, bottom))
+                t = symmetric_pad(t, reversed_pads)
             else:
                 t = F.pad(t, reversed_pads, mode)
         out: Tensor = function(t, w, None, module.stride, padding, module.dilation, module.groups)

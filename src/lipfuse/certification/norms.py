@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, Literal, NamedTuple, Union
 
 import torch
 from torch import Tensor
@@ -142,7 +142,7 @@ def dense_matrix(
 def conv_norm(
     weight: Tensor,
     stride: Union[int, Sequence[int]],
-    padding: Union[int, str, Sequence[int]],
+    padding: Union[int, Literal["valid", "same"], Sequence[int]],
     dilation: Union[int, Sequence[int]],
     groups: int,
     padding_mode: str,
@@ -160,20 +160,16 @@ def conv_norm(
     w = weight.detach().double().cpu()
     if w.numel() == 0 or not bool(w.any()):
         return Norm(0.0, "zero weight", 0.0)
-    settings: Any = {"transposed": transposed, "output_padding": output_padding}
-    whole: Optional[Callable[..., Any]] = getattr(F, "conv_spectral_norm", None)
-    if whole is not None:
-        bound = whole(
-            w, stride, padding, dilation, groups, padding_mode, tuple(input_shape), "upper",
-            **settings,
-        )  # fmt: skip
-        return Norm(up(float(bound), 4), "the convolution's own norm, float64", 4 * EPS)
-    kernel = tuple(w.shape[2:])
-    matrices = w.reshape(groups, w.shape[0] // groups, -1)
-    sigma, how, margin = matrix_norm(matrices)
-    # The adjoint's padding crops its output, which cannot make it larger.
-    pads: Any = 0 if transposed else padding
-    shape = None if transposed else tuple(input_shape)
-    factor = F.conv_factor(kernel, stride, pads, dilation, padding_mode, shape)
-    how += ", times the root of the largest use count"
-    return Norm(up(sigma / factor, 4), how, margin + 4 * EPS)
+    bound = F.conv_spectral_norm(
+        w,
+        stride,
+        padding,
+        dilation,
+        groups,
+        padding_mode,
+        tuple(input_shape),
+        transposed=transposed,
+        output_padding=output_padding,
+    )
+    # Its margins are in it, and unknown here.
+    return Norm(up(float(bound), 4), "bound of the convolution's own norm, float64", 4 * EPS)
