@@ -137,7 +137,7 @@ class WeightedModule(LipschitzModule):
             kind is LConvNorm
             and isinstance(layer, _ConvNd)
             and not self._without_factor
-            and layer.normalization == "factor"
+            and getattr(layer, "normalization", "factor") == "factor"
         ):
             self._without_factor = True
             self.k_coef_lip = self.k_coef_lip / self._factor
