@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,16 +87,17 @@ def _single_outputs(side: int, classes: int, width: int) -> nn.Module:
 
 def _convolutions(side: int, classes: int, width: int) -> nn.Module:
     channels = max(2, width // 16)
+    circular: dict[str, Any] = {"padding_mode": "circular", "normalization": "operator"}
     return lnn.Sequential(
-        lnn.SpectralConv2d(1, channels, 5, padding=2),
+        lnn.SpectralConv2d(1, channels, 5, padding=2, normalization="operator"),
         lnn.GroupSort2(),
         lnn.ScaledL2NormPool2d(2),
-        lnn.SpectralConv2d(channels, 2 * channels, 3, padding=1, padding_mode="circular"),
+        lnn.SpectralConv2d(channels, 2 * channels, 3, padding=1, **circular),
         lnn.HouseHolder(2 * channels),
         lnn.ScaledAvgPool2d(2),
         nn.Flatten(),
         lnn.SpectralLinear(2 * channels * (side // 4) ** 2, classes),
-        k_coef_lip=10.0,
+        k_coef_lip=2.0,
     )
 
 
