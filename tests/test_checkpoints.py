@@ -358,3 +358,16 @@ def test_arguments() -> None:
     plain = nn.Linear(2, 2)
     assert to_deel_state_dict(plain).keys() == plain.state_dict().keys()
     assert lipfuse.convert.CheckpointError is CheckpointError
+
+
+def test_another_way_to_divide_is_another_function() -> None:
+    """By the operator's norm or by the counted factor: the same parameter, another convolution."""
+    by_operator = lnn.SpectralConv2d(2, 3, 3, normalization="operator")
+    by_factor = lnn.SpectralConv2d(2, 3, 3)
+    for source, target in [(by_operator, by_factor), (by_factor, by_operator)]:
+        with pytest.raises(ValueError, match="operator's norm"):
+            target.load_state_dict(source.state_dict())
+    twin = lnn.SpectralConv2d(2, 3, 3, normalization="operator")
+    twin.load_state_dict(by_operator.state_dict())
+    x = torch.randn(1, 2, 6, 6)
+    torch.testing.assert_close(twin.eval()(x), by_operator.eval()(x))

@@ -10,7 +10,9 @@ from .activation import (
     lipschitz_prelu,
     max_min,
 )
+from .conv_norm import conv_spectral_norm
 from .convolution import conv_factor
+from .gradient_penalty import gradient_penalty
 from .loss import (
     apply_reduction,
     categorical_hinge_loss,
@@ -47,10 +49,12 @@ __all__ = [
     "bjorck",
     "categorical_hinge_loss",
     "conv_factor",
+    "conv_spectral_norm",
     "foreach_orthogonalize",
     "foreach_spectral_normalize",
     "frobenius_normalize",
     "full_sort",
+    "gradient_penalty",
     "group_sort",
     "group_sort_2",
     "hinge_margin_loss",
