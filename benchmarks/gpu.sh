@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# On a machine with a GPU: builds, tests on CUDA, compute-sanitizer over every kernel, benchmark.
-# Nothing is downloaded: it takes the Python, torch (2.11 or later), nvcc, cmake, ninja and pybind11
-# that are there.
+# On a machine with a GPU: builds, tests on CUDA, compute-sanitizer over every kernel, benchmarks.
+# Nothing is downloaded: it takes the Python, torch (2.11 or later), nvcc, cmake, ninja, pybind11 and
+# pytest that are there, and the peers to compare with from wheels that came along.
 #
 #   benchmarks/gpu.sh [OUTPUT_FOLDER]
 #
-# PYTHON=python3.12 names the Python, BUDGET=540 the seconds for all. Leaves report.json, table.txt
-# and the logs. Without a GPU it goes as far as it can, says what did not run, and exits with 3.
+# PYTHON=python3.12 names the Python, BUDGET=540 the seconds for all, WHEELS the folder of the peers'
+# wheels (default: wheels/ in the root of the repository). Leaves report.json, table.txt and the
+# logs. Without a GPU it goes as far as it can, runs the same tests and benchmarks on the processor
+# to find mistakes in them, says what did not run, and exits with 3.
 set -uo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -64,11 +66,15 @@ report = {"steps": {name: {"result": result, "seconds": int(t)} for name, result
 measured = out / "benchmark.json"
 if measured.is_file():
     report["benchmark"] = json.loads(measured.read_text())
-(out / "report.json").write_text(json.dumps(report, indent=1))
-lines = [f"{name:22} {result:28} {t:>4} s" for name, result, t in steps]
-for row in report.get("benchmark", {}).get("rows", []):
-    ratio = f"{row['torch_ms'] / row['lipfuse_ms']:.1f}x" if row["torch_ms"] else "-"
-    lines.append(f"{row['name']:44} {row['lipfuse_ms']:9.4f} ms {ratio:>8}")
+(out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+lines = [f"{name:22} {result:34} {t:>4} s" for name, result, t in steps]
+for target in report.get("benchmark", {}).get("targets", []):
+    bound = target["at_least"] or target["at_most"]
+    words = "at least" if target["at_least"] else "at most"
+    ratio = "open" if target["ratio"] is None else f"{target['ratio']:.2f}"
+    verdict = {True: "met", False: "MISSED", None: "open"}[target["met"]]
+    claim = f"{target['case']}: {target['text']}"
+    lines.append(f"{claim[:78]:78} {ratio:>7}  {words} {bound:g}  {verdict}")
 text = "\n".join(lines)
 (out / "table.txt").write_text(text + "\n")
 print(text)
@@ -100,28 +106,45 @@ step configure 60 cmake -S "$root" -B "$build" -GNinja -DLIPFUSE_TORCH_DIR="$tor
 step build "${BUILD_LIMIT:-240}" cmake --build "$build" --verbose --parallel "$(nproc)" || finish
 step install 30 cmake --install "$build" || finish
 # An incremental build reports nothing for what it did not compile.
-grep -q 'Compiling entry function' "$out/build.log" && step spills 30 "$python" benchmarks/check_spills.py "$out/build.log"
-export PYTHONPATH=$package:$root/tests${PYTHONPATH:+:$PYTHONPATH}
+grep -q 'Compiling entry function' "$out/build.log" &&
+    step spills 30 "$python" benchmarks/check_spills.py "$out/build.log"
+export PYTHONPATH=$package:$root:$root/tests${PYTHONPATH:+:$PYTHONPATH}
 export LIPFUSE_NATIVE=require
 step loads 60 "$python" -c 'import lipfuse, torch; torch.ops.lipfuse.frobenius_normalize(torch.ones(2, 3), 1e-12, 1.0)
-print(torch.__version__, [n for n in ("bjorck", "orthogonalize", "power_iteration")
-      if torch._C._dispatch_has_kernel_for_dispatch_key("lipfuse::" + n, "CUDA")])' || finish
+names = sorted(n for n in torch._C._dispatch_get_all_op_names() if n.startswith("lipfuse::"))
+missing = [n for n in names if not torch._C._dispatch_has_kernel_for_dispatch_key(n, "CUDA")]
+print("without a CUDA kernel:", *missing)
+assert not [n for n in missing if "symbol" not in n], missing  # evaluation only
+print(torch.__version__, len(names) - len(missing), "operators with CUDA kernels")' || finish
+
+# ---- peers ---------------------------------------------------------------------------------------
+wheels=${WHEELS:-$root/wheels}
+if compgen -G "$wheels/*.whl" >/dev/null; then
+    step peers 60 "$python" -m pip install -q --no-index --no-deps --no-compile --upgrade \
+        --target "$out/peers" "$wheels"/*.whl
+    export PYTHONPATH=$PYTHONPATH:$out/peers
+fi
 
 # ---- the device ----------------------------------------------------------------------------------
+tests=("$python" -m pytest -q -p no:cacheprovider tests/cuda/test_device.py)
+kernels=("$python" tests/cuda/gpu_kernels.py)
+bench=("$python" -m benchmarks.cuda)
 if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     for name in tests memcheck racecheck benchmark; do skip "$name" "no CUDA device"; done
+    step tests-on-processor 150 env LIPFUSE_TEST_DEVICE=cpu "${tests[@]}"
+    step kernels-on-processor 60 "${kernels[@]}" --device cpu
+    step benchmark-on-processor 150 "${bench[@]}" --device cpu --quick
     finish
 fi
-step tests 150 "$python" -m pytest -q -p no:cacheprovider tests/cuda/test_device.py
-# The caching allocator would hide what lies outside of a buffer inside of its blocks.
-sanitize=("$python" tests/cuda/gpu_kernels.py --once)
+step tests 150 "${tests[@]}"
 if command -v compute-sanitizer >/dev/null; then
-    step memcheck 90 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
-        compute-sanitizer --tool memcheck --error-exitcode 9 "${sanitize[@]}"
-    step racecheck 90 compute-sanitizer --tool racecheck --error-exitcode 9 "${sanitize[@]}"
+    # The caching allocator would hide what lies outside of a buffer inside of its blocks.
+    step memcheck 60 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+        compute-sanitizer --tool memcheck --error-exitcode 9 "${kernels[@]}"
+    step racecheck 90 compute-sanitizer --tool racecheck --error-exitcode 9 "${kernels[@]}"
 else
     skip memcheck "compute-sanitizer was not found"
     skip racecheck "compute-sanitizer was not found"
 fi
-step benchmark 100 "$python" tests/cuda/gpu_kernels.py --json "$out/benchmark.json"
+step benchmark 240 "${bench[@]}" --json "$out/benchmark.json"
 finish

@@ -48,6 +48,17 @@ STABLE_TORCH_LIBRARY(lipfuse, m) {
         " Tensor[] inverse_roots, Tensor info, int[] groups, float[] scales, float tol,"
         " bool tangent) -> Tensor[]");
 
+    // The same of spectral_normalize, each weight as one matrix; `vs` may be empty. Only for devices
+    // where a call is dear: there is no CPU kernel.
+    m.def(
+        "foreach_spectral_normalize(Tensor[] weights, Tensor[] us, Tensor[] vs, int n_iterations,"
+        " float eps, float[] scales) -> (Tensor[] weights, Tensor sigmas, Tensor[] us, Tensor[] "
+        "vs)");
+    m.def(
+        "foreach_spectral_normalize_backward(Tensor[] grads, Tensor? grad_sigmas,"
+        " Tensor[] normalized, Tensor sigmas, Tensor[] us, Tensor[] vs, float eps, float[] scales)"
+        " -> Tensor[]");
+
     m.def(
         "frobenius_normalize(Tensor weight, float eps, float scale) -> (Tensor weight, Tensor "
         "norm)");

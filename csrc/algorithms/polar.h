@@ -141,6 +141,11 @@ LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high, co
     backend.release(mark);
 }
 
+// Whether the following products may leave errors that a later stage corrects: a backend that has
+// quicker ones for that overloads this.
+template <class Backend>
+LIPFUSE_DEVICE void allow_rough_products(Backend&, bool) {}
+
 struct PolarInfo {
     double residual = 0;       // ‖I - QᵀQ‖_F
     double low = 0, high = 0;  // estimated range of the singular values of W
@@ -275,6 +280,7 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
             // A smaller l would hardly lift small singular values faster, and spread the others.
             l = std::max(l, 0.02);
             const Minimax& poly = choose_polynomial(backend, l, per_direction);
+            allow_rough_products(backend, poly.error > per_direction);
             evaluate(backend, poly, range.high, static_cast<const T*>(r), n, &p, scratch);
             rise = poly.at_zero();
             least = 1 - poly.error;
@@ -299,6 +305,7 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
             source = copy;
         }
         side.apply(source, p, false, q, T(1), T(0), none);
+        allow_rough_products(backend, false);
         backend.release(stage);
         source = q;
         ++info.stages;

@@ -37,7 +37,8 @@ struct Tridiagonal {
     double diagonal[most] = {}, beside[most] = {};
     int size = 0;
 
-    LIPFUSE_DEVICE double eigenvalue(int index, double accuracy) const {
+    // Where all eigenvalues are (Gershgorin).
+    LIPFUSE_DEVICE Interval range() const {
         double low = diagonal[0], high = diagonal[0];
         for (int i = 0; i < size; ++i) {
             const double r =
@@ -45,6 +46,11 @@ struct Tridiagonal {
             low = std::fmin(low, diagonal[i] - r);
             high = std::fmax(high, diagonal[i] + r);
         }
+        return {low, high};
+    }
+
+    LIPFUSE_DEVICE double eigenvalue(int index, double accuracy) const {
+        double low = range().low, high = range().high;
         for (int i = 0;
              i < 48 && high - low > accuracy * std::fmax(std::fabs(low), std::fabs(high)); ++i) {
             const double mid = (low + high) / 2;
@@ -60,6 +66,12 @@ struct Tridiagonal {
 LIPFUSE_DEVICE inline double start_element(uint32_t state, int64_t i, int64_t n) {
     const double size = std::sqrt(2.0 * double(i + 1) / (double(n) * double(n + 1)));
     return (state >> 31) ? size : -size;
+}
+
+// How algorithms ask for an eigenvalue; a backend with idle threads has its own way.
+template <class Backend>
+LIPFUSE_DEVICE double ritz_value(Backend&, const Tridiagonal& t, int index, double accuracy) {
+    return t.eigenvalue(index, accuracy);
 }
 
 // Lanczos's process from a fixed start vector: deterministic.
@@ -94,7 +106,7 @@ template <class Backend>
 LIPFUSE_DEVICE double largest_ritz_value(Backend& backend, const typename Backend::Scalar* s,
                                          int64_t n, int steps) {
     const Tridiagonal t = lanczos(backend, s, n, steps);
-    return t.eigenvalue(t.size - 1, 1e-7);
+    return ritz_value(backend, t, t.size - 1, 1e-7);
 }
 
 // Both ends of the spectrum of R + I, widened by what so few steps may miss. An estimate, not a
@@ -105,8 +117,8 @@ LIPFUSE_DEVICE Interval spectrum(Backend& backend, const typename Backend::Scala
     const Tridiagonal t = lanczos(backend, r, n, steps);
     const bool complete = t.size == n;
     const double accuracy = complete ? 1e-7 : 1e-3;
-    const double first = 1 + t.eigenvalue(0, accuracy),
-                 last = 1 + t.eigenvalue(t.size - 1, accuracy);
+    const double first = 1 + ritz_value(backend, t, 0, accuracy),
+                 last = 1 + ritz_value(backend, t, t.size - 1, accuracy);
     if (complete) return {first, last, last};
     // What remains outside shrinks with the number of steps. At a lower end near zero the margin
     // says nothing; a fraction of the estimate does.

@@ -6,16 +6,17 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "../algorithms/minimax.h"
 #include "../algorithms/spectrum.h"
-#include "execution.h"
+#include "layout.h"
+#include "tile.h"
 
 namespace lipfuse::cuda {
 
-constexpr int block_threads = 256;
-constexpr int block_warps = block_threads / 32;
 constexpr int most_polynomials = 120;
+constexpr int panel_width = 32;  // of Cholesky's factorisation
 
 // The polynomials for one tolerance, made on the host and handed over with the launch: entry i
 // serves singular values in [l, 1] for every l from low[i] up to low[i - 1].
@@ -25,50 +26,11 @@ struct Polynomials {
     Minimax choice[most_polynomials], cubic[24];
 };
 
-template <class T>
-struct View {
-    const T* data;
-    int64_t rows, cols, row_stride, col_stride;
-    T unit = T(1);  // a power of two that sweeps multiply by
-
-    LIPFUSE_DEVICE View transposed() const {
-        return {data, cols, rows, col_stride, row_stride, unit};
-    }
-};
-
-// What happens to a product's accumulator on its way to memory:
-//   out[r] = acc[r] * (A B) + x0[r] * X0 + x1[r] * X1 + diagonal[r] * I,   r < outputs.
-// out[0] may be X0 or X1 itself.
-template <class T>
-struct Epilogue {
-    int outputs = 1;
-    T* out[2] = {nullptr, nullptr};
-    const T* x[2] = {nullptr, nullptr};
-    T acc[2] = {1, 1};
-    T x0[2] = {0, 0};
-    T x1[2] = {0, 0};
-    T diagonal[2] = {0, 0};
-};
-
-// How a launch is laid out. Teams of several blocks must all be resident: a cooperative launch.
-struct Layout {
-    int64_t batch = 0;
-    int team_blocks = 1;
-    int64_t shared_scratch = 0;  // bytes of shared memory for arrays, teams of one block only
-    char* scratch = nullptr;     // global memory, scratch_bytes for each team
-    int64_t scratch_bytes = 0;
-    unsigned* counters = nullptr;  // one for each team, zero
-    double* partial = nullptr;     // 2 * team_blocks for each team
-};
-
-// Shared memory that the backend itself uses, in front of the arrays.
+// Shared memory that the backend itself uses, in front of tiles and arrays.
 template <class T>
 struct Shared {
-    static constexpr int depth = 16, side = 64, pitch = side + 4;
     double sums[2][block_warps];
-    T column[block_warps * 4];
-    alignas(16) T a[2][depth][pitch];
-    alignas(16) T b[2][depth][pitch];
+    T rows[2][4][block_warps];  // of up to four rows at a time, by warps
 };
 
 constexpr int64_t array_gap =
@@ -83,6 +45,13 @@ inline constexpr int64_t array_bytes(int64_t count, int64_t item) {
 }
 inline constexpr int64_t shared_bytes(int64_t fixed) {
     return (fixed + 15) / 16 * 16;
+}
+
+// Whether a team shares one tile's depth out, and over how many blocks.
+inline LIPFUSE_DEVICE int depth_splits(int64_t tiles, int64_t blocks, int64_t depth) {
+    if (depth < 256 || 2 * tiles > blocks) return 1;
+    const int64_t most = depth / 128;
+    return static_cast<int>(blocks / tiles < most ? blocks / tiles : most);
 }
 
 struct Sum {
@@ -102,26 +71,42 @@ public:
     };
 
     LIPFUSE_DEVICE Backend(const Layout& layout, const Polynomials* polynomials)
-        : polynomials_(polynomials), blocks_(layout.team_blocks) {
-        const int team = block_index() / blocks_;
-        block_ = block_index() % blocks_;
+        : role_(layout), polynomials_(polynomials), blocks_(role_.blocks), block_(role_.block) {
         thread_ = thread_index();
         rank_ = int64_t(block_) * block_threads + thread_;
         size_ = int64_t(blocks_) * block_threads;
-        shared_ = shared_memory() + shared_bytes(sizeof(Shared<T>));
+        tile_bytes_ = layout.tile_bytes;
+        shared_ = tiles_begin() + tile_bytes_;
         shared_size_ = blocks_ == 1 ? layout.shared_scratch : 0;
-        global_ = layout.scratch + team * layout.scratch_bytes;
-        global_size_ = layout.scratch_bytes;
-        counter_ = layout.counters + team;
-        partial_ = layout.partial + int64_t(team) * 2 * blocks_;
+        global_ = role_.scratch(layout);
+        global_size_ = role_.scratch_bytes(layout);
+        counter_ = layout.counters + role_.leader();
+        partial_ = layout.partial + int64_t(2) * role_.leader();
+        pieces_ = layout.pieces;
+        full_pieces_ = layout.pieces;
+        rough_pieces_ = layout.rough_pieces;
         if (shared_size_ > 0) forbid(shared_, shared_size_);
     }
     LIPFUSE_DEVICE ~Backend() {
         if (shared_size_ > 0) permit(shared_, shared_size_);
     }
 
+    LIPFUSE_DEVICE const Role& role() const { return role_; }
     LIPFUSE_DEVICE bool leads() const { return rank_ == 0; }
     LIPFUSE_DEVICE const Polynomials& polynomials() const { return *polynomials_; }
+    // For threads that share work out themselves.
+    LIPFUSE_DEVICE int thread() const { return thread_; }
+    LIPFUSE_DEVICE int block() const { return block_; }
+    LIPFUSE_DEVICE int blocks() const { return blocks_; }
+    LIPFUSE_DEVICE int64_t rank() const { return rank_; }
+    LIPFUSE_DEVICE int64_t size() const { return size_; }
+    // A block's own memory, free between products.
+    static LIPFUSE_DEVICE T* tile_memory() { return reinterpret_cast<T*>(tiles_begin()); }
+    LIPFUSE_DEVICE int64_t tile_elements() const { return tile_bytes_ / int64_t(sizeof(T)); }
+
+    // Whether products may from now on leave errors that a later step corrects, if the user allows
+    // that at all.
+    LIPFUSE_DEVICE void rough(bool on) { pieces_ = on ? rough_pieces_ : full_pieces_; }
 
     // Scratch memory: shared while it lasts, then global. All threads get the same.
     LIPFUSE_DEVICE Mark mark() const { return {shared_used_, global_used_}; }
@@ -130,7 +115,7 @@ public:
         shared_used_ = mark.shared;
         global_used_ = mark.global;
     }
-    LIPFUSE_DEVICE T* allocate(int64_t count) {
+    LIPFUSE_DEVICE LIPFUSE_NOINLINE T* allocate(int64_t count) {
         const int64_t bytes = array_bytes(count, sizeof(T));
         if (shared_used_ + bytes <= shared_size_) {
             T* p = reinterpret_cast<T*>(shared_ + shared_used_);
@@ -153,16 +138,23 @@ public:
         return e;
     }
 
-    LIPFUSE_DEVICE void multiply(View<T> a, View<T> b, T* out, bool symmetric) {
+    LIPFUSE_DEVICE void multiply(const View<T>& a, const View<T>& b, T* out, bool symmetric) {
         multiply(a, b, epilogue(out), symmetric);
     }
-    LIPFUSE_DEVICE void multiply(View<T> a, View<T> b, const Epilogue<T>& e, bool symmetric) {
-        // Small tiles where large ones would leave threads or whole blocks idle.
-        const int64_t tiles = ((a.rows + 63) / 64) * ((b.cols + 63) / 64);
-        if (tiles >= blocks_ && (a.rows > 32 || b.cols > 32))
-            product<4>(a, b, e, symmetric);
+    LIPFUSE_DEVICE LIPFUSE_NOINLINE void multiply(const View<T>& a, const View<T>& b,
+                                                  const Epilogue<T>& e, bool symmetric) {
+        if (a.rows <= 32 && b.cols <= 32) return product<PlainTile<T, 2>>(a, b, e, symmetric, 1);
+        if constexpr (LIPFUSE_SPLIT_PRODUCTS && std::is_same_v<T, float>) {
+            if (pieces_ > 0) {
+                const int64_t count = tiles<SplitTile>(a.rows, b.cols, symmetric);
+                product<SplitTile>(a, b, e, symmetric, depth_splits(count, blocks_, a.cols));
+                return;
+            }
+        }
+        if (tiles<PlainTile<T, 4>>(a.rows, b.cols, false) >= blocks_)
+            product<PlainTile<T, 4>>(a, b, e, symmetric, 1);
         else
-            product<2>(a, b, e, symmetric);
+            product<PlainTile<T, 2>>(a, b, e, symmetric, 1);
     }
 
     // y = A x for a symmetric A: a warp a row.
@@ -191,66 +183,6 @@ public:
         *length = std::sqrt(reduce<Sum>(squares));  // its barrier serves `next` too
     }
 
-    // t = A v and s = Aᵀt (or, where t is given and v is null, only the latter) for a row-major A,
-    // which is read from memory once: rows are taken in groups small enough to stay in cache
-    // between their use for t and for s.
-    LIPFUSE_DEVICE LIPFUSE_NOINLINE void sweep(View<T> a, const T* v, T* t, T* s) {
-        const int64_t first = a.rows * block_ / blocks_, last = a.rows * (block_ + 1) / blocks_;
-        const int lane = thread_ % 32, warp = thread_ / 32;
-        const Mark begin = mark();
-        T* const sums = s && blocks_ > 1 ? allocate(a.cols * blocks_) : s;
-        T* const own = s && blocks_ > 1 ? sums + block_ * a.cols : s;
-        T* const column = shared().column;
-        const int64_t row_bytes = a.cols * int64_t(sizeof(T));
-        const int rows_a_warp = row_bytes <= 4096 ? 4 : row_bytes <= 8192 ? 2 : 1;
-        const int group = block_warps * rows_a_warp;
-        if (own)
-            for (int64_t j = thread_; j < a.cols; j += block_threads) own[j] = T(0);
-        for (int64_t r = first; r < last; r += group) {
-            for (int q = 0; q < rows_a_warp; ++q) {
-                const int place = q * block_warps + warp;
-                const int64_t row = r + place;
-                T value = T(0);
-                if (row < last) {
-                    value = v ? T(warp_dot(a.cols, a.data + row * a.row_stride, v, lane, a.unit))
-                              : t[row];
-                    if (v && lane == 0) t[row] = value;
-                }
-                if (lane == 0) column[place] = value;
-            }
-            if (!own) continue;
-            sync_threads();
-            const int count = last - r < group ? int(last - r) : group;
-            for (int64_t j = thread_; j < a.cols; j += block_threads) {
-                const T* p = a.data + r * a.row_stride + j;
-                T sum = own[j];
-                for (int q = 0; q < count; ++q) sum += column[q] * (a.unit * p[q * a.row_stride]);
-                own[j] = sum;
-            }
-            sync_threads();
-        }
-        barrier();
-        if (own != s) {
-            for (int64_t j = rank_; j < a.cols; j += size_) {
-                T sum = T(0);
-                for (int b = 0; b < blocks_; ++b) sum += sums[b * a.cols + j];
-                s[j] = sum;
-            }
-            barrier();
-        }
-        release(begin);
-    }
-
-    // v = Aᵀu / ‖Aᵀu‖; where that vanishes or is not finite, a vector of equal components.
-    LIPFUSE_DEVICE void normalized_product_of_transpose(View<T> a, T* u, T* v, double eps) {
-        sweep(a, nullptr, u, v);
-        const double norm = std::sqrt(dot(a.cols, v, v));
-        if (norm > eps && std::isfinite(norm))
-            axpby(a.cols, T(1 / norm), v, T(0), nullptr, v);
-        else
-            fill(v, a.cols, T(1 / std::sqrt(double(a.cols))));
-    }
-
     LIPFUSE_DEVICE LIPFUSE_NOINLINE double dot(int64_t n, const T* x, const T* y) {
         return sum_over(n, [=](int64_t i) { return x[i] * y[i]; });
     }
@@ -268,11 +200,11 @@ public:
     }
 
     // out = a X + d I
-    LIPFUSE_DEVICE void combine(T a, const T* x, int64_t n, T d, T* out) {
+    LIPFUSE_DEVICE LIPFUSE_NOINLINE void combine(T a, const T* x, int64_t n, T d, T* out) {
         for (int64_t i = rank_; i < n * n; i += size_) out[i] = a * x[i] + (i % (n + 1) ? T(0) : d);
         barrier();
     }
-    LIPFUSE_DEVICE void add_diagonal(T* x, int64_t n, T d) {
+    LIPFUSE_DEVICE LIPFUSE_NOINLINE void add_diagonal(T* x, int64_t n, T d) {
         for (int64_t i = rank_; i < n; i += size_) x[i * n + i] += d;
         barrier();
     }
@@ -283,7 +215,7 @@ public:
 
     // A measure of the magnitude: the Euclidean norm, or where that leaves the range of T the
     // largest element; NaN if there is one.
-    LIPFUSE_DEVICE double largest(const T* x, int64_t n) {
+    LIPFUSE_DEVICE LIPFUSE_NOINLINE double largest(const T* x, int64_t n) {
         const double squares = dot(n, x, x);
         if (std::isfinite(squares) && squares > 1e-12 && squares < 1e12) return std::sqrt(squares);
         return largest_element(x, n);
@@ -309,22 +241,6 @@ public:
             total += double(x) * double(x);
         });
         return reduce<Sum>(total);  // its barrier serves `out` too
-    }
-    // One step of a three-term recurrence on a skew-symmetric matrix, in place:
-    //   r = c - (p - pᵀ);  d = fd * d + fr * r;  k += d;  returns the sum of r².
-    // Both halves are computed; negation is exact, so k stays exactly skew.
-    LIPFUSE_DEVICE LIPFUSE_NOINLINE double skew_step(const T* p, const T* c, T fd, T fr, T* d, T* k,
-                                                     int64_t n) {
-        double total = 0;
-        over_pairs(n, [&](int64_t at, int64_t mirror) {
-            const T r = c[at] - (p[at] - p[mirror]);
-            total += double(r) * double(r);
-            // With fd = 0 the old direction does not exist.
-            const T step = (fd == T(0) ? T(0) : fd * d[at]) + fr * r;
-            d[at] = step;
-            k[at] += step;
-        });
-        return reduce<Sum>(total);
     }
     // previous <- k + fd (k - previous) + fr (c - (H K + K H)) for a symmetric h and skew-symmetric k,
     // previous and c, of which KH = -(HK)ᵀ.
@@ -364,45 +280,75 @@ public:
         barrier();
     }
 
-    LIPFUSE_DEVICE LIPFUSE_NOINLINE void fill_start_vector(T* v, int64_t n) {
-        uint32_t state = 0x9e3779b9u;
-        int64_t mine = rank_;
-        for (int64_t i = 0; i < n && mine < n; ++i) {
-            state = state * 1664525u + 1013904223u;
-            if (i != mine) continue;
-            v[i] = T(start_element(state, i, n));
-            mine += size_;
+    // Element i of the start vector: the state after i + 1 steps of x <- 1664525 x + 1013904223.
+    static LIPFUSE_DEVICE T start_vector(int64_t i, int64_t n) {
+        uint32_t state = 0x9e3779b9u, factor = 1664525u, step = 1013904223u;
+        for (uint64_t left = uint64_t(i) + 1; left; left /= 2) {
+            if (left % 2) state = factor * state + step;
+            step *= factor + 1;
+            factor *= factor;
         }
+        return T(start_element(state, i, n));
+    }
+    LIPFUSE_DEVICE LIPFUSE_NOINLINE void fill_start_vector(T* v, int64_t n) {
+        for (int64_t i = rank_; i < n; i += size_) v[i] = start_vector(i, n);
         barrier();
     }
 
-    // Whether every eigenvalue of S lies below c: Cholesky's factorisation of c I - S, a warp a row.
+    // Whether every eigenvalue of S lies below c: Cholesky's factorisation of c I - S by panels. The
+    // block on the diagonal is factorised by every block of the team for itself.
     LIPFUSE_DEVICE LIPFUSE_NOINLINE bool proves_below(const T* s, int64_t n, double c) {
+        constexpr int width = panel_width;
         const Mark begin = mark();
         T* l = allocate(n * n);
-        T* pivots = allocate(1);
-        const int lane = thread_ % 32;
+        T* panel = allocate(n * width);
+        double* top = reinterpret_cast<double*>(tile_memory());
+        double* roots = top + width * width;
+        T* factor = reinterpret_cast<T*>(roots + width);
         bool positive = true;
-        for (int64_t j = 0; j < n && positive; ++j) {
-            for (int64_t i = j + rank_ / 32; i < n; i += size_ / 32) {
-                const double sum = warp_dot(j, l + i * n, l + j * n, lane);
-                if (lane == 0) {
-                    const double x = -double(s[i * n + j]) - sum;
-                    if (i == j)
-                        pivots[0] = T(c + x);
-                    else
-                        l[i * n + j] = T(x);
+        for (int64_t first = 0; first < n && positive; first += width) {
+            const int64_t rest = n - first, own = rest < width ? rest : width;
+            T* const rows = l + first * n;  // of which the columns before `first` are known
+            if (first > 0)
+                multiply({rows, rest, first, n, 1}, {rows, first, own, 1, n}, panel, false);
+            const auto value = [&](int64_t i, int64_t j) {
+                return -double(s[(first + i) * n + first + j]) -
+                       (first > 0 ? double(panel[i * own + j]) : 0.0);
+            };
+            for (int e = thread_; e < width * width; e += block_threads) {
+                const int i = e / width, j = e % width;
+                top[e] = i < own && j < own ? value(i, j) + (i == j ? c : 0) : i == j ? 1 : 0;
+            }
+            sync_threads();
+            for (int k = 0; k < width && positive; ++k) {
+                const double pivot = top[k * width + k];
+                positive = pivot > 0;
+                for (int e = thread_; e < width * width && positive; e += block_threads) {
+                    const int i = e / width, j = e % width;
+                    if (j > k && i >= j) top[e] -= top[i * width + k] * top[j * width + k] / pivot;
+                }
+                sync_threads();
+            }
+            if (!positive) break;
+            if (thread_ < width) roots[thread_] = 1 / std::sqrt(top[thread_ * width + thread_]);
+            sync_threads();
+            for (int e = thread_; e < width * width; e += block_threads)
+                factor[e] = T(top[e] * roots[e % width]);
+            sync_threads();
+            for (int64_t i = width + rank_; i < rest; i += size_) {
+                T x[width];
+                LIPFUSE_UNROLL
+                for (int j = 0; j < width; ++j) {
+                    T y = T(value(i, j));
+                    LIPFUSE_UNROLL
+                    for (int k = 0; k < j; ++k) y -= x[k] * factor[j * width + k];
+                    x[j] = y * T(roots[j]);
+                    rows[i * n + first + j] = x[j];
                 }
             }
             barrier();
-            const double pivot = double(pivots[0]);
-            positive = pivot > 0;
-            const double root = std::sqrt(pivot);
-            if (positive && lane == 0)
-                for (int64_t i = j + rank_ / 32; i < n; i += size_ / 32)
-                    if (i > j) l[i * n + j] = T(double(l[i * n + j]) / root);
-            barrier();
         }
+        barrier();  // before others get the memory
         release(begin);
         return positive;
     }
@@ -415,20 +361,28 @@ public:
         sync_threads();
     }
 
-private:
+    // Sums over all threads, of the team or of the block alone, for every one of them.
+    LIPFUSE_DEVICE double sum(double x) { return reduce<Sum>(x); }
+    LIPFUSE_DEVICE double block_sum(double x) { return reduce_block<Sum>(x); }
+
     static LIPFUSE_DEVICE Shared<T>& shared() {
         return *reinterpret_cast<Shared<T>*>(shared_memory());
     }
 
+private:
+    // Not kept in a pointer, so that compilers see that it is shared memory.
+    static LIPFUSE_DEVICE unsigned char* tiles_begin() {
+        return shared_memory() + shared_bytes(sizeof(Shared<T>));
+    }
+
     // The same value in every lane. Each lane sums in T over a bounded number of elements and
     // carries on in double.
-    static LIPFUSE_DEVICE double warp_dot(int64_t n, const T* x, const T* y, int lane,
-                                          T unit = T(1)) {
+    static LIPFUSE_DEVICE double warp_dot(int64_t n, const T* x, const T* y, int lane) {
         double total = 0;
         for (int64_t i = lane; i < n;) {
             T part = T(0);
             const int64_t end = i + 32 * 64 < n ? i + 32 * 64 : n;
-            for (; i < end; i += 32) part += unit * x[i] * y[i];
+            for (; i < end; i += 32) part += x[i] * y[i];
             total += double(part);
         }
         for (int mask = 16; mask; mask /= 2) total += shuffle_xor(total, mask);
@@ -446,24 +400,31 @@ private:
         return reduce<Sum>(total);
     }
 
-    // The same result, bit for bit, in all threads of the team. Slots alternate: a thread that
+    // The same result, bit for bit, in all threads of the block. Slots alternate: a thread that
     // writes to one again has passed a barrier that all have reached after reading it.
     template <class Op>
-    LIPFUSE_DEVICE LIPFUSE_NOINLINE double reduce(double x) {
+    LIPFUSE_DEVICE double reduce_block(double x) {
         for (int mask = 16; mask; mask /= 2) x = Op::of(x, shuffle_xor(x, mask));
         double* sums = shared().sums[turn_];
+        turn_ ^= 1;
         if (thread_ % 32 == 0) sums[thread_ / 32] = x;
         sync_threads();
         x = sums[0];
         for (int w = 1; w < block_warps; ++w) x = Op::of(x, sums[w]);
-        if (blocks_ > 1) {
-            double* all = partial_ + turn_ * blocks_;
-            if (thread_ == 0) all[block_] = x;
-            barrier();
-            x = all[0];
-            for (int b = 1; b < blocks_; ++b) x = Op::of(x, all[b]);
-        }
-        turn_ ^= 1;
+        return x;
+    }
+    // The same of the team; the largest of numbers that are not negative.
+    template <class Op>
+    LIPFUSE_DEVICE LIPFUSE_NOINLINE double reduce(double x) {
+        x = reduce_block<Op>(x);
+        if (blocks_ == 1) return x;
+        double* all = partial_ + team_turn_ * blocks_;
+        team_turn_ ^= 1;
+        if (thread_ == 0) all[block_] = x;
+        barrier();
+        x = 0;
+        for (int b = thread_ % 32; b < blocks_; b += 32) x = Op::of(x, all[b]);
+        for (int mask = 16; mask; mask /= 2) x = Op::of(x, shuffle_xor(x, mask));
         return x;
     }
 
@@ -483,107 +444,84 @@ private:
         }
     }
 
-    // Elements of a chunk of an operand, from memory to registers: M for each thread.
-    // `along_depth`: neighbouring threads take neighbours in depth, else in the other direction.
-    template <int M>
-    static LIPFUSE_DEVICE void fetch(const T* data, int64_t stride, int64_t depth_stride,
-                                     bool along_depth, int64_t first, int64_t count, int64_t k0,
-                                     int64_t depth, int thread, T* to) {
-        constexpr int D = Shared<T>::depth, side = 16 * M;
-        for (int q = 0; q < M; ++q) {
-            const int e = q * block_threads + thread;
-            const int k = along_depth ? e % D : e / side, i = along_depth ? e / D : e % side;
-            const bool inside = first + i < count && k0 + k < depth;
-            to[q] = inside ? data[(first + i) * stride + (k0 + k) * depth_stride] : T(0);
-        }
-    }
-    template <int M>
-    static LIPFUSE_DEVICE void stage(const T* from, bool along_depth, int thread,
-                                     T (*to)[Shared<T>::pitch]) {
-        constexpr int D = Shared<T>::depth, side = 16 * M;
-        for (int q = 0; q < M; ++q) {
-            const int e = q * block_threads + thread;
-            to[along_depth ? e % D : e / side][along_depth ? e / D : e % side] = from[q];
-        }
+    template <class Tile>
+    static LIPFUSE_DEVICE int64_t tiles(int64_t rows, int64_t cols, bool symmetric) {
+        const int64_t down = (rows + Tile::side - 1) / Tile::side,
+                      across = (cols + Tile::side - 1) / Tile::side;
+        return symmetric ? down * (down + 1) / 2 : down * across;
     }
 
-    // One tile of 16 M x 16 M: 256 threads with M x M sums each, operands by chunks of the inner
-    // dimension through shared memory, the next chunk on its way while one is in use.
-    template <int M>
-    LIPFUSE_DEVICE void tile(const View<T>& a, const View<T>& b, const Epilogue<T>& e,
-                             bool symmetric, int64_t i0, int64_t j0) {
-        constexpr int D = Shared<T>::depth;
-        Shared<T>& s = shared();
-        const int64_t depth = a.cols, m = a.rows, n = b.cols;
-        const bool a_along = a.col_stride == 1, b_along = b.row_stride == 1 && b.col_stride != 1;
-        const int tx = thread_ % 16 * M, ty = thread_ / 16 * M;
-        T sum[M][M] = {}, next_a[M], next_b[M];
-        fetch<M>(a.data, a.row_stride, a.col_stride, a_along, i0, m, 0, depth, thread_, next_a);
-        fetch<M>(b.data, b.col_stride, b.row_stride, b_along, j0, n, 0, depth, thread_, next_b);
+    // Calls f(i, j) for the tiles, by their first row and column, as it is their turn; `turns`: how
+    // many turns each has. Of symmetric results only the lower tiles are computed.
+    template <class Tile, class F>
+    LIPFUSE_DEVICE void over_tiles(int64_t rows, int64_t cols, bool symmetric, int turns, F f) {
         int turn = 0;
-        for (int64_t k0 = 0; k0 < depth; k0 += D, turn ^= 1) {
-            stage<M>(next_a, a_along, thread_, s.a[turn]);
-            stage<M>(next_b, b_along, thread_, s.b[turn]);
-            sync_threads();
-            if (k0 + D < depth) {
-                fetch<M>(a.data, a.row_stride, a.col_stride, a_along, i0, m, k0 + D, depth, thread_,
-                         next_a);
-                fetch<M>(b.data, b.col_stride, b.row_stride, b_along, j0, n, k0 + D, depth, thread_,
-                         next_b);
-            }
-            LIPFUSE_UNROLL
-            for (int k = 0; k < D; ++k) {
-                T x[M], y[M];
-                LIPFUSE_UNROLL
-                for (int q = 0; q < M; ++q) {
-                    x[q] = s.a[turn][k][ty + q];
-                    y[q] = s.b[turn][k][tx + q];
+        for (int64_t i = 0; i < rows; i += Tile::side)
+            for (int64_t j = 0; j < cols && !(symmetric && j > i); j += Tile::side)
+                for (int part = 0; part < turns; ++part) {
+                    if (turn == block_) f(i, j, part);
+                    if (++turn == blocks_) turn = 0;
                 }
-                LIPFUSE_UNROLL
-                for (int p = 0; p < M; ++p) LIPFUSE_UNROLL
-                for (int q = 0; q < M; ++q) sum[p][q] += x[p] * y[q];
-            }
-        }
-        sync_threads();  // before the next tile overwrites what others may still read
-        LIPFUSE_UNROLL
-        for (int p = 0; p < M; ++p) LIPFUSE_UNROLL
-        for (int q = 0; q < M; ++q) {
-            const int64_t i = i0 + ty + p, j = j0 + tx + q, at = i * n + j;
-            if (i >= m || j >= n || (symmetric && j > i)) continue;
-            const T x0 = e.x[0] ? e.x[0][at] : T(0), x1 = e.x[1] ? e.x[1][at] : T(0);
-            for (int o = 0; o < e.outputs; ++o) {
-                T y = e.acc[o] * sum[p][q] + e.x0[o] * x0 + e.x1[o] * x1;
-                if (i == j) y += e.diagonal[o];
-                e.out[o][at] = y;
-                if (symmetric && i != j) e.out[o][j * n + i] = y;
-            }
-        }
     }
 
-    template <int M>
-    LIPFUSE_DEVICE LIPFUSE_NOINLINE void product(View<T> a, View<T> b, const Epilogue<T>& e,
-                                                 bool symmetric) {
-        constexpr int side = 16 * M;
-        int turn = 0;
-        for (int64_t i = 0; i < a.rows; i += side)
-            for (int64_t j = 0; j < b.cols && !(symmetric && j > i); j += side) {
-                if (turn == block_) tile<M>(a, b, e, symmetric, i, j);
-                if (++turn == blocks_) turn = 0;
+    // With `splits` several blocks share the depth of each tile; they leave their sums in scratch
+    // memory, to be added in a fixed order.
+    template <class Tile>
+    LIPFUSE_DEVICE void product(const View<T>& a, const View<T>& b, const Epilogue<T>& e,
+                                bool symmetric, int splits) {
+        constexpr int64_t area = int64_t(Tile::side) * Tile::side;
+        const int64_t m = a.rows, n = b.cols, depth = a.cols;
+        const int64_t step = (depth / splits + Tile::depth - 1) / Tile::depth * Tile::depth;
+        const Mark begin = mark();
+        T* const parts = splits > 1 ? allocate(blocks_ * area) : nullptr;
+        over_tiles<Tile>(m, n, symmetric, splits, [&](int64_t i, int64_t j, int part) {
+            T sums[Tile::sums];
+            const int64_t k0 = part * step, k1 = part + 1 < splits ? k0 + step : depth;
+            Tile::multiply(tiles_begin(), pieces_, thread_, a, b, i, j, k0, k1, sums);
+            LIPFUSE_UNROLL
+            for (int q = 0; q < Tile::sums; ++q) {
+                if (parts)
+                    parts[block_ * area + q * block_threads + thread_] = sums[q];
+                else
+                    e.write(i + Tile::row(thread_, q), j + Tile::col(thread_, q), m, n, symmetric,
+                            sums[q]);
             }
+        });
         barrier();
+        if (!parts) return;
+        int64_t tile = 0;
+        for (int64_t i = 0; i < m; i += Tile::side)
+            for (int64_t j = 0; j < n && !(symmetric && j > i); j += Tile::side, ++tile)
+                for (int q = 0; q < Tile::sums; ++q) {
+                    if ((tile * Tile::sums + q) % blocks_ != block_) continue;
+                    T value = T(0);
+                    for (int part = 0; part < splits; ++part)
+                        value += parts[(tile * splits + part) * area + q * block_threads + thread_];
+                    e.write(i + Tile::row(thread_, q), j + Tile::col(thread_, q), m, n, symmetric,
+                            value);
+                }
+        barrier();
+        release(begin);
     }
 
+    const Role role_;
     const Polynomials* polynomials_;
-    int blocks_, block_, thread_, turn_ = 0;
+    int blocks_, block_, thread_, turn_ = 0, team_turn_ = 0;
+    int pieces_, full_pieces_, rough_pieces_;
     unsigned target_ = 0;
     int64_t rank_, size_;
     unsigned char* shared_;
-    int64_t shared_size_, shared_used_ = 0;
+    int64_t tile_bytes_, shared_size_, shared_used_ = 0;
     char* global_;
     int64_t global_size_, global_used_ = 0;
     unsigned* counter_;
     double* partial_;
 };
+
+template <class T>
+LIPFUSE_DEVICE void allow_rough_products(Backend<T>& backend, bool on) {
+    backend.rough(on);
+}
 
 // The algorithms' choices, from the table that came with the launch.
 template <class T>

@@ -29,7 +29,8 @@ std::tuple<Tensor, Tensor, Tensor> bjorck_op(const Tensor& weight, double beta,
     const Record r(w, m, max_iterations, save);
     by_dtype(w, [&](auto zero) {
         using T = decltype(zero);
-        check(bjorck(scope.stream(), m.batch, r.arguments<T>(w, m, beta, max_iterations, eps, 1.0)),
+        check(bjorck<T>(scope.stream(),
+                        {{m.batch, r.arguments<T>(w, m, beta, max_iterations, eps, 1.0)}}),
               "bjorck");
     });
     return {r.out, r.history, r.steps};
@@ -44,9 +45,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> spectral_bjorck_op(
     const Record r(p.weight, m, max_iterations, save);
     by_dtype(p.weight, [&](auto zero) {
         using T = decltype(zero);
-        check(spectral_bjorck(scope.stream(), m.batch, p.arguments<T>(m, n_iterations, eps, 2),
-                              r.arguments<T>(p.weight, m, beta, max_iterations, eps_bjorck, scale)),
-              "spectral_bjorck");
+        const ChainArguments<T> a{
+            p.arguments<T>(m, n_iterations, eps, 2),
+            r.arguments<T>(p.weight, m, beta, max_iterations, eps_bjorck, scale)};
+        check(spectral_bjorck<T>(scope.stream(), {{m.batch, a}}), "spectral_bjorck");
     });
     return {r.out, p.sigma, p.new_u, p.new_v, r.history, r.steps};
 }
@@ -83,7 +85,7 @@ Tensor backward(const Tensor& grad, const Tensor* sigma, const Tensor* u, const 
             a.u = data<T>(left);
             a.v = data<T>(right);
         }
-        check(bjorck_backward(scope.stream(), m.batch, a), "bjorck_backward");
+        check(bjorck_backward<T>(scope.stream(), {{m.batch, a}}), "bjorck_backward");
     });
     return out;
 }

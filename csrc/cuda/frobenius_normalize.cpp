@@ -14,7 +14,7 @@ std::tuple<Tensor, Tensor> frobenius_normalize_op(const Tensor& weight, double e
         const FrobeniusArguments<T> a{data<T>(w),   nullptr,       nullptr,
                                       data<T>(out), data<T>(norm), w.size(w.dim() - 1),
                                       eps,          scale};
-        check(frobenius_normalize(scope.stream(), norm.numel(), a), "frobenius_normalize");
+        check(frobenius_normalize<T>(scope.stream(), {{norm.numel(), a}}), "frobenius_normalize");
     });
     return {out, norm};
 }
@@ -32,7 +32,7 @@ Tensor frobenius_normalize_backward_op(const Tensor& grad, const Tensor& normali
         using T = decltype(zero);
         const FrobeniusArguments<T> a{data<T>(g), data<T>(w),          data<T>(size), data<T>(out),
                                       nullptr,    g.size(g.dim() - 1), eps,           scale};
-        check(frobenius_normalize_backward(scope.stream(), size.numel(), a),
+        check(frobenius_normalize_backward<T>(scope.stream(), {{size.numel(), a}}),
               "frobenius_normalize_backward");
     });
     return out;

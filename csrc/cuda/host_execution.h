@@ -5,6 +5,7 @@
 // races. A barrier that not all threads reach is reported.
 #pragma once
 
+#include <sys/mman.h>
 #include <ucontext.h>
 
 #include <cstdint>
@@ -12,6 +13,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -27,9 +29,73 @@
 
 #define LIPFUSE_NOINLINE __attribute__((noinline))
 #define LIPFUSE_UNROLL
+#define LIPFUSE_SPLIT_PRODUCTS 1
+
+// A switch from one stack to another. The C library's swapcontext() asks the kernel for the signal
+// mask each time, which takes most of a run.
+#if defined(__x86_64__)
+extern "C" void lipfuse_switch_stack(void** from, void* to);
+asm(R"(
+.text
+.type lipfuse_switch_stack, @function
+lipfuse_switch_stack:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+.size lipfuse_switch_stack, . - lipfuse_switch_stack
+)");
+#endif
 
 namespace lipfuse::cuda {
 namespace host {
+
+// Where a thread of control is to go on.
+class Context {
+public:
+    // To begin with `entry` on a stack of its own.
+    __attribute__((noinline)) void prepare(char* stack, size_t bytes, void (*entry)()) {
+#if defined(__x86_64__)
+        // As if it had been called: an odd multiple of 8 below the top, under six saved registers.
+        void** top = reinterpret_cast<void**>(stack + bytes);
+        *--top = nullptr;
+        *--top = reinterpret_cast<void*>(entry);
+        for (int i = 0; i < 6; ++i) *--top = nullptr;
+        at_ = top;
+#else
+        getcontext(&at_);
+        at_.uc_stack.ss_sp = stack;
+        at_.uc_stack.ss_size = bytes;
+        at_.uc_link = nullptr;
+        makecontext(&at_, entry, 0);
+#endif
+    }
+    LIPFUSE_UNOBSERVED static void change(Context& from, Context& to) {
+#if defined(__x86_64__)
+        lipfuse_switch_stack(&from.at_, to.at_);
+#else
+        swapcontext(&from.at_, &to.at_);
+#endif
+    }
+
+private:
+#if defined(__x86_64__)
+    void* at_ = nullptr;
+#else
+    ucontext_t at_;
+#endif
+};
 
 // What a group of threads waits for. The two tags tell ThreadSanitizer which barrier orders what.
 struct Barrier {
@@ -41,6 +107,7 @@ struct Barrier {
 struct Warp {
     Barrier barrier;
     double slots[2][32];
+    uint32_t fragments[2][32][56];
 };
 
 struct Block {
@@ -50,7 +117,7 @@ struct Block {
 };
 
 struct Thread {
-    ucontext_t context;
+    Context context;
     char* stack = nullptr;
     void* sanitizer = nullptr;
     Block* block = nullptr;
@@ -65,7 +132,7 @@ enum class Order { forward, backward, shuffled };
 
 class Grid {
 public:
-    static constexpr size_t stack_bytes = size_t(1) << 18;
+    static constexpr size_t stack_bytes = size_t(1) << 17;
 
     static Grid*& current() {
         static Grid* grid = nullptr;
@@ -114,10 +181,15 @@ public:
 
 private:
     Grid(int blocks, int threads, size_t shared_bytes)
-        : blocks_(blocks),
-          threads_(threads),
-          team_(size_t(blocks)),
-          all_(size_t(blocks) * threads) {
+        : blocks_(blocks), team_(size_t(blocks)), all_(size_t(blocks) * threads) {
+        // Pages of stacks come to be when they are touched.
+        stacks_ =
+            static_cast<char*>(mmap(nullptr, all_.size() * stack_bytes, PROT_READ | PROT_WRITE,
+                                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+        if (stacks_ == MAP_FAILED) {
+            std::perror("host execution: no memory for stacks");
+            std::abort();
+        }
         for (int b = 0; b < blocks; ++b) {
             Block& block = team_[size_t(b)];
             block.barrier.expected = threads;
@@ -133,29 +205,23 @@ private:
                 t.block = &block;
                 t.block_index = b;
                 t.index = i;
-                prepare(t);
+                t.stack = stacks_ + (size_t(b) * threads + i) * stack_bytes;
+                t.context.prepare(t.stack, stack_bytes, enter);
+#if defined(__SANITIZE_THREAD__)
+                t.sanitizer = __tsan_create_fiber(0);
+#endif
             }
         }
     }
-    // Apart from the loops above: getcontext() may return twice, which locals do not survive.
-    static __attribute__((noinline)) void prepare(Thread& t) {
-        t.stack = static_cast<char*>(std::malloc(stack_bytes));
-        getcontext(&t.context);
-        t.context.uc_stack.ss_sp = t.stack;
-        t.context.uc_stack.ss_size = stack_bytes;
-        t.context.uc_link = nullptr;
-        makecontext(&t.context, enter, 0);
-#if defined(__SANITIZE_THREAD__)
-        t.sanitizer = __tsan_create_fiber(0);
-#endif
-    }
+    Grid(const Grid&) = delete;
     ~Grid() {
-        for (Thread& t : all_) {
 #if defined(__SANITIZE_THREAD__)
-            __tsan_destroy_fiber(t.sanitizer);
+        for (Thread& t : all_) __tsan_destroy_fiber(t.sanitizer);
 #endif
-            std::free(t.stack);
-        }
+#if defined(__SANITIZE_ADDRESS__)
+        for (Thread& t : all_) __asan_unpoison_memory_region(t.stack, stack_bytes);
+#endif
+        munmap(stacks_, all_.size() * stack_bytes);
         for (Block& b : team_) std::free(b.shared);
     }
 
@@ -213,7 +279,7 @@ private:
         void* fake = nullptr;
         __sanitizer_start_switch_fiber(&fake, t.stack, stack_bytes);
 #endif
-        swapcontext(&scheduler_, &t.context);
+        Context::change(scheduler_, t.context);
 #if defined(__SANITIZE_ADDRESS__)
         __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 #endif
@@ -228,7 +294,7 @@ private:
         __sanitizer_start_switch_fiber(t.finished ? nullptr : &fake, main_stack_,
                                        main_stack_bytes_);
 #endif
-        swapcontext(&t.context, &scheduler_);
+        Context::change(t.context, scheduler_);
 #if defined(__SANITIZE_ADDRESS__)
         __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 #endif
@@ -251,11 +317,12 @@ private:
         g.to_scheduler(t);
     }
 
-    int blocks_, threads_;
+    int blocks_;
     std::vector<Block> team_;
     std::vector<Thread> all_;
+    char* stacks_ = nullptr;
     Thread* running_ = nullptr;
-    ucontext_t scheduler_;
+    Context scheduler_;
     void (*call_)(void*) = nullptr;
     void* body_ = nullptr;
     char start_ = 0, end_ = 0;
@@ -296,6 +363,9 @@ LIPFUSE_UNOBSERVED inline double shuffle_xor(double x, int mask) {
     host::Grid::current()->arrive(warp.barrier, false);
     return slots[lane ^ mask];
 }
+inline float shuffle_xor(float x, int mask) {
+    return float(shuffle_xor(double(x), mask));
+}
 LIPFUSE_UNOBSERVED inline unsigned char* shared_memory() {
     return host::self().block->shared;
 }
@@ -309,6 +379,83 @@ LIPFUSE_UNOBSERVED inline void arrive_and_wait(unsigned* counter, unsigned targe
     __tsan_acquire(counter);
 #endif
 }
+
+inline float as_float(uint32_t bits) {
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+inline uint32_t as_bits(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+inline uint16_t to_bf16(float x) {
+    const uint32_t bits = as_bits(x);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fff;
+    return uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+inline uint32_t pack_bf16(float low, float high) {
+    return uint32_t(to_bf16(low)) | uint32_t(to_bf16(high)) << 16;
+}
+inline float from_fp16(uint16_t bits) {
+    const uint32_t sign = uint32_t(bits & 0x8000u) << 16, exponent = (bits >> 10) & 31u,
+                   mantissa = bits & 0x3ffu;
+    if (exponent == 31) return as_float(sign | 0x7f800000u | mantissa << 13);
+    const float size =
+        exponent ? as_float((exponent + 112) << 23 | mantissa << 13) : float(mantissa) * 0x1p-24f;
+    return sign ? -size : size;
+}
+inline uint16_t to_fp16(float x) {
+    const uint16_t sign = uint16_t(as_bits(x) >> 16 & 0x8000u);
+    const float size = x < 0 ? -x : x;
+    if (x != x) return 0x7fff;
+    if (size >= 65520.0f) return sign | 0x7c00;
+    // Adding a power of two so large that only ten bits remain rounds to nearest even.
+    uint32_t exponent = as_bits(size) >> 23;
+    if (exponent < 113) exponent = 113;  // below the normal numbers the last bit does not move
+    const float unit = as_float((exponent + 13) << 23);
+    const float rounded = (size + unit) - unit;
+    if (rounded < 0x1p-14f) return uint16_t(sign | uint16_t(rounded * 0x1p24f));
+    return uint16_t(sign | uint16_t((as_bits(rounded) - (112u << 23)) >> 13));
+}
+
+// The device's product of fragments, in its layout; see execution.h.
+template <int M>
+LIPFUSE_UNOBSERVED __attribute__((no_sanitize("address"))) inline void multiply_split(
+    float (&sum)[M][4], const uint32_t (&a)[M][3][4], const uint32_t (&b)[3][2], int pieces) {
+    host::Thread& t = host::self();
+    host::Warp& warp = t.block->warps[t.index / 32];
+    auto* slots = warp.fragments[warp.barrier.generation % 2];
+    const int lane = t.index % 32;
+    std::memcpy(slots[lane], a, sizeof a);
+    std::memcpy(slots[lane] + 12 * M, b, sizeof b);
+    host::Grid::current()->arrive(warp.barrier, false);
+    // The rows of A and columns of B that this lane's results are made of.
+    float x[M][2][3][16], y[2][3][16];
+    for (int p = 0; p < pieces; ++p)
+        for (int k = 0; k < 16; ++k) {
+            const auto half = [k](uint32_t word) {
+                return as_float(k % 2 ? word & 0xffff0000u : word << 16);
+            };
+            for (int h = 0; h < 2; ++h) {
+                for (int m = 0; m < M; ++m)
+                    x[m][h][p][k] =
+                        half(slots[lane / 4 * 4 + k % 8 / 2][(m * 3 + p) * 4 + h + 2 * (k / 8)]);
+                y[h][p][k] =
+                    half(slots[(lane % 4 * 2 + h) * 4 + k % 8 / 2][12 * M + 2 * p + k / 8]);
+            }
+        }
+    for (int m = 0; m < M; ++m)
+        for (int r = 0; r < 4; ++r) {
+            float part = 0;
+            for (int order = pieces - 1; order >= 0; --order)
+                for (int i = order; i >= 0; --i)
+                    for (int k = 0; k < 16; ++k) part += x[m][r / 2][i][k] * y[r % 2][order - i][k];
+            sum[m][r] += part;
+        }
+}
+
 inline void forbid([[maybe_unused]] void* at, [[maybe_unused]] int64_t bytes) {
 #if defined(__SANITIZE_ADDRESS__)
     if (bytes > 0) __asan_poison_memory_region(at, size_t(bytes));

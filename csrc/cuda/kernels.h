@@ -1,20 +1,24 @@
-// The kernels: what each does to one matrix of a batch, on the algorithms that the CPU runs too.
+// The kernels: what each does to one matrix, on the algorithms that the CPU runs too. A launch takes
+// a table of items, each some equal matrices.
 #pragma once
 
 #include "../algorithms/bjorck.h"
 #include "../algorithms/polar.h"
-#include "../algorithms/power_iteration.h"
-#include "backend.h"
+#include "../algorithms/spectral_bound.h"
+#include "krylov.h"
+#include "sweep.h"
 
 namespace lipfuse::cuda {
 
-// Calls job(backend, index) for every matrix, a team of blocks for each.
-template <class T, class Job>
-LIPFUSE_DEVICE void for_each_matrix(const Layout& layout, const Polynomials* polynomials, Job job) {
+// Calls job(backend, item, index) for every matrix of every item, a team of blocks for each.
+template <class T, class Item, class Job>
+LIPFUSE_DEVICE void for_each_matrix(const Layout& layout, const Table<Item>& table,
+                                    const Polynomials* polynomials, Job job) {
     Backend<T> backend(layout, polynomials);
-    const int teams = grid_blocks() / layout.team_blocks;
-    for (int64_t i = block_index() / layout.team_blocks; i < layout.batch; i += teams) {
-        job(backend, i);
+    for (int64_t turn = 0;; ++turn) {
+        const Task task = backend.role().task(layout, turn);
+        if (task.item < 0) return;
+        job(backend, table.item[task.item], task.matrix);
         backend.barrier();
     }
 }
@@ -30,14 +34,17 @@ struct PowerArguments {
     const T *weight, *u, *v;  // v may be null
     T *new_u, *new_v, *sigma;
     int64_t rows, cols;
-    int n_iterations;
     double eps;
-    int sigma_step = 1;
+    int n_iterations, sigma_step;
+    // of the normalisation
+    T* out;
+    double scale;
 };
 
 // From u and v as given, to new_u, new_v and sigma.
 template <class T>
-LIPFUSE_DEVICE double iterate(Backend<T>& backend, const PowerArguments<T>& a, int64_t i) {
+LIPFUSE_DEVICE LIPFUSE_NOINLINE double iterate(Backend<T>& backend, const PowerArguments<T>& a,
+                                               int64_t i) {
     const T* none = nullptr;
     auto w = backend.view(a.weight + i * a.rows * a.cols, a.rows, a.cols);
     T* u = a.new_u + i * a.rows;
@@ -48,7 +55,7 @@ LIPFUSE_DEVICE double iterate(Backend<T>& backend, const PowerArguments<T>& a, i
         if (a.v)
             backend.axpby(a.cols, T(1), a.v + i * a.cols, T(0), none, v);
         else
-            backend.normalized_product_of_transpose(w, u, v, a.eps * unit);
+            normalized_product_of_transpose(backend, w, u, v, a.eps * unit);
         bool leaves_range;
         sigma = power_iteration_in_range(backend, w, u, v, a.n_iterations, a.eps * unit,
                                          &leaves_range) /
@@ -70,20 +77,23 @@ LIPFUSE_DEVICE double iterate(Backend<T>& backend, const PowerArguments<T>& a, i
 }
 
 template <class T>
-LIPFUSE_DEVICE void power_iteration_kernel(const Layout& layout, const PowerArguments<T>& a) {
-    for_each_matrix<T>(layout, nullptr,
-                       [&](Backend<T>& backend, int64_t i) { iterate(backend, a, i); });
+LIPFUSE_DEVICE void power_iteration_kernel(const Layout& layout,
+                                           const Table<PowerArguments<T>>& table) {
+    for_each_matrix<T>(
+        layout, table, nullptr,
+        [](Backend<T>& backend, const PowerArguments<T>& a, int64_t i) { iterate(backend, a, i); });
 }
 
 template <class T>
-LIPFUSE_DEVICE void spectral_normalize_kernel(const Layout& layout, const PowerArguments<T>& a,
-                                              double scale, T* out) {
-    const int64_t area = a.rows * a.cols;
-    for_each_matrix<T>(layout, nullptr, [&](Backend<T>& backend, int64_t i) {
-        const double sigma = iterate(backend, a, i);
-        backend.axpby(area, T(scale / away_from_zero(sigma, a.eps)), a.weight + i * area, T(0),
-                      nullptr, out + i * area);
-    });
+LIPFUSE_DEVICE void spectral_normalize_kernel(const Layout& layout,
+                                              const Table<PowerArguments<T>>& table) {
+    for_each_matrix<T>(layout, table, nullptr,
+                       [](Backend<T>& backend, const PowerArguments<T>& a, int64_t i) {
+                           const int64_t area = a.rows * a.cols;
+                           const double sigma = iterate(backend, a, i);
+                           backend.axpby(area, T(a.scale / away_from_zero(sigma, a.eps)),
+                                         a.weight + i * area, T(0), nullptr, a.out + i * area);
+                       });
 }
 
 template <class T>
@@ -97,28 +107,30 @@ struct OuterArguments {
 // d sigma / dW = u vᵀ
 template <class T>
 LIPFUSE_DEVICE void power_iteration_backward_kernel(const Layout& layout,
-                                                    const OuterArguments<T>& a) {
-    for_each_matrix<T>(layout, nullptr, [&](Backend<T>& backend, int64_t i) {
-        backend.rank_one_update(nullptr, T(0), a.grad_sigma[i], a.u + i * a.rows, a.v + i * a.cols,
-                                a.rows, a.cols, a.out + i * a.rows * a.cols);
-    });
+                                                    const Table<OuterArguments<T>>& table) {
+    for_each_matrix<T>(
+        layout, table, nullptr, [](Backend<T>& backend, const OuterArguments<T>& a, int64_t i) {
+            backend.rank_one_update(nullptr, T(0), a.grad_sigma[i], a.u + i * a.rows,
+                                    a.v + i * a.cols, a.rows, a.cols, a.out + i * a.rows * a.cols);
+        });
 }
 
 // (c G - <G, Ŵ> u vᵀ) / sigma + g_sigma u vᵀ; below eps the divisor is a constant.
 template <class T>
 LIPFUSE_DEVICE void spectral_normalize_backward_kernel(const Layout& layout,
-                                                       const OuterArguments<T>& a) {
-    const int64_t area = a.rows * a.cols;
-    for_each_matrix<T>(layout, nullptr, [&](Backend<T>& backend, int64_t i) {
-        const double sigma = double(a.sigma[i]);
-        double along = 0;
-        if (!(std::fabs(sigma) < a.eps))
-            along = -backend.dot(area, a.grad + i * area, a.normalized + i * area) / sigma;
-        if (a.grad_sigma) along += double(a.grad_sigma[i]);
-        backend.rank_one_update(a.grad + i * area, T(a.scale / away_from_zero(sigma, a.eps)),
-                                T(along), a.u + i * a.rows, a.v + i * a.cols, a.rows, a.cols,
-                                a.out + i * area);
-    });
+                                                       const Table<OuterArguments<T>>& table) {
+    for_each_matrix<T>(
+        layout, table, nullptr, [](Backend<T>& backend, const OuterArguments<T>& a, int64_t i) {
+            const int64_t area = a.rows * a.cols;
+            const double sigma = double(a.sigma[i]);
+            double along = 0;
+            if (!(std::fabs(sigma) < a.eps))
+                along = -backend.dot(area, a.grad + i * area, a.normalized + i * area) / sigma;
+            if (a.grad_sigma) along += double(a.grad_sigma[i]);
+            backend.rank_one_update(a.grad + i * area, T(a.scale / away_from_zero(sigma, a.eps)),
+                                    T(along), a.u + i * a.rows, a.v + i * a.cols, a.rows, a.cols,
+                                    a.out + i * area);
+        });
 }
 
 // ---- Frobenius normalisation: a row is a matrix --------------------------------------------------
@@ -133,27 +145,29 @@ struct FrobeniusArguments {
 
 template <class T>
 LIPFUSE_DEVICE void frobenius_normalize_kernel(const Layout& layout,
-                                               const FrobeniusArguments<T>& a) {
-    for_each_matrix<T>(layout, nullptr, [&](Backend<T>& backend, int64_t i) {
-        const T* in = a.in + i * a.n;
-        const double norm = std::sqrt(backend.dot(a.n, in, in));
-        if (backend.leads()) a.new_norm[i] = T(norm);
-        backend.axpby(a.n, T(a.scale / (norm < a.eps ? a.eps : norm)), in, T(0), nullptr,
-                      a.out + i * a.n);
-    });
+                                               const Table<FrobeniusArguments<T>>& table) {
+    for_each_matrix<T>(layout, table, nullptr,
+                       [](Backend<T>& backend, const FrobeniusArguments<T>& a, int64_t i) {
+                           const T* in = a.in + i * a.n;
+                           const double norm = std::sqrt(backend.dot(a.n, in, in));
+                           if (backend.leads()) a.new_norm[i] = T(norm);
+                           backend.axpby(a.n, T(a.scale / (norm < a.eps ? a.eps : norm)), in, T(0),
+                                         nullptr, a.out + i * a.n);
+                       });
 }
 
 template <class T>
 LIPFUSE_DEVICE void frobenius_normalize_backward_kernel(const Layout& layout,
-                                                        const FrobeniusArguments<T>& a) {
-    for_each_matrix<T>(layout, nullptr, [&](Backend<T>& backend, int64_t i) {
-        const T* g = a.in + i * a.n;
-        const T* w = a.normalized + i * a.n;
-        const double norm = double(a.norm[i]);
-        const double along = norm < a.eps ? 0.0 : -backend.dot(a.n, g, w) / (a.scale * norm);
-        backend.axpby(a.n, T(a.scale / (norm < a.eps ? a.eps : norm)), g, T(along), w,
-                      a.out + i * a.n);
-    });
+                                                        const Table<FrobeniusArguments<T>>& table) {
+    for_each_matrix<T>(
+        layout, table, nullptr, [](Backend<T>& backend, const FrobeniusArguments<T>& a, int64_t i) {
+            const T* g = a.in + i * a.n;
+            const T* w = a.normalized + i * a.n;
+            const double norm = double(a.norm[i]);
+            const double along = norm < a.eps ? 0.0 : -backend.dot(a.n, g, w) / (a.scale * norm);
+            backend.axpby(a.n, T(a.scale / (norm < a.eps ? a.eps : norm)), g, T(along), w,
+                          a.out + i * a.n);
+        });
 }
 
 // ---- Björck --------------------------------------------------------------------------------------
@@ -169,40 +183,48 @@ struct BjorckArguments {
 };
 
 template <class T>
-LIPFUSE_DEVICE void bjorck_kernel(const Layout& layout, const BjorckArguments<T>& a) {
+LIPFUSE_DEVICE int iterate(Backend<T>& backend, const BjorckArguments<T>& a, const T* weight,
+                           bool guard, int64_t i, double* shrink) {
     const int64_t area = a.rows * a.cols;
-    for_each_matrix<T>(layout, nullptr, [&](Backend<T>& backend, int64_t i) {
-        double shrink;
-        const int k =
-            bjorck(backend, a.weight + i * area, a.rows, a.cols, a.beta, a.max_iterations, a.eps,
-                   a.scale, false, a.out + i * area,
-                   a.history ? a.history + i * a.max_iterations * area : nullptr, &shrink);
-        if (backend.leads()) a.steps[i] = k;
-    });
+    const int steps = bjorck(backend, weight, a.rows, a.cols, a.beta, a.max_iterations, a.eps,
+                             a.scale, guard, a.out + i * area,
+                             a.history ? a.history + i * a.max_iterations * area : nullptr, shrink);
+    if (backend.leads()) a.steps[i] = steps;
+    return steps;
+}
+
+template <class T>
+LIPFUSE_DEVICE void bjorck_kernel(const Layout& layout, const Table<BjorckArguments<T>>& table) {
+    for_each_matrix<T>(layout, table, nullptr,
+                       [](Backend<T>& backend, const BjorckArguments<T>& a, int64_t i) {
+                           double shrink;
+                           iterate(backend, a, a.weight + i * a.rows * a.cols, false, i, &shrink);
+                       });
 }
 
 // sigma by power iteration, W / sigma, Björck, times `scale`; sigma holds (sigma, shrink).
 template <class T>
-LIPFUSE_DEVICE void spectral_bjorck_kernel(const Layout& layout, const PowerArguments<T>& p,
-                                           const BjorckArguments<T>& a) {
-    const int64_t area = a.rows * a.cols;
-    for_each_matrix<T>(layout, nullptr, [&](Backend<T>& backend, int64_t i) {
-        const double sigma = iterate(backend, p, i);
-        const auto mark = backend.mark();
-        T* scaled = backend.allocate(area);
-        backend.axpby(area, T(1 / away_from_zero(sigma, p.eps)), a.weight + i * area, T(0), nullptr,
-                      scaled);
-        double shrink;
-        const int k =
-            bjorck(backend, scaled, a.rows, a.cols, a.beta, a.max_iterations, a.eps, a.scale, true,
-                   a.out + i * area, a.history ? a.history + i * a.max_iterations * area : nullptr,
-                   &shrink);
-        backend.release(mark);
-        if (backend.leads()) {
-            a.steps[i] = k;
-            p.sigma[2 * i + 1] = T(shrink);
-        }
-    });
+struct ChainArguments {
+    PowerArguments<T> power;
+    BjorckArguments<T> bjorck;
+};
+
+template <class T>
+LIPFUSE_DEVICE void spectral_bjorck_kernel(const Layout& layout,
+                                           const Table<ChainArguments<T>>& table) {
+    for_each_matrix<T>(layout, table, nullptr,
+                       [](Backend<T>& backend, const ChainArguments<T>& a, int64_t i) {
+                           const int64_t area = a.bjorck.rows * a.bjorck.cols;
+                           const double sigma = iterate(backend, a.power, i);
+                           const auto mark = backend.mark();
+                           T* scaled = backend.allocate(area);
+                           backend.axpby(area, T(1 / away_from_zero(sigma, a.power.eps)),
+                                         a.bjorck.weight + i * area, T(0), nullptr, scaled);
+                           double shrink;
+                           iterate(backend, a.bjorck, scaled, true, i, &shrink);
+                           backend.release(mark);
+                           if (backend.leads()) a.power.sigma[2 * i + 1] = T(shrink);
+                       });
 }
 
 template <class T>
@@ -219,23 +241,25 @@ struct BjorckBackwardArguments {
 
 template <class T>
 LIPFUSE_DEVICE void bjorck_backward_kernel(const Layout& layout,
-                                           const BjorckBackwardArguments<T>& a) {
-    const int64_t area = a.rows * a.cols;
-    for_each_matrix<T>(layout, nullptr, [&](Backend<T>& backend, int64_t i) {
-        T* out = a.out + i * area;
-        const T* first = a.history + i * a.most_steps * area;
-        bjorck_backward(backend, a.grad + i * area, first, a.rows, a.cols,
-                        static_cast<int>(a.steps[i]), a.beta, a.scale, out);
-        if (!a.sigma) return;
-        // W0 = shrink W / sigma, sigma = uᵀWv
-        const double sigma = double(a.sigma[2 * i]), shrink = double(a.sigma[2 * i + 1]);
-        // Without a step there is no W0: the reference takes the gradient in its place.
-        const T* origin = a.most_steps > 0 ? first : out;
-        double along = 0;
-        if (!(std::fabs(sigma) < a.eps)) along = -backend.dot(area, out, origin) / sigma;
-        backend.rank_one_update(out, T(shrink / away_from_zero(sigma, a.eps)), T(along),
-                                a.u + i * a.rows, a.v + i * a.cols, a.rows, a.cols, out);
-    });
+                                           const Table<BjorckBackwardArguments<T>>& table) {
+    for_each_matrix<T>(
+        layout, table, nullptr,
+        [](Backend<T>& backend, const BjorckBackwardArguments<T>& a, int64_t i) {
+            const int64_t area = a.rows * a.cols;
+            T* out = a.out + i * area;
+            const T* first = a.history + i * a.most_steps * area;
+            bjorck_backward(backend, a.grad + i * area, first, a.rows, a.cols,
+                            static_cast<int>(a.steps[i]), a.beta, a.scale, out);
+            if (!a.sigma) return;
+            // W0 = shrink W / sigma, sigma = uᵀWv
+            const double sigma = double(a.sigma[2 * i]), shrink = double(a.sigma[2 * i + 1]);
+            // Without a step there is no W0: the reference takes the gradient in its place.
+            const T* origin = a.most_steps > 0 ? first : out;
+            double along = 0;
+            if (!(std::fabs(sigma) < a.eps)) along = -backend.dot(area, out, origin) / sigma;
+            backend.rank_one_update(out, T(shrink / away_from_zero(sigma, a.eps)), T(along),
+                                    a.u + i * a.rows, a.v + i * a.cols, a.rows, a.cols, out);
+        });
 }
 
 // ---- the polar factor ----------------------------------------------------------------------------
@@ -252,21 +276,23 @@ struct PolarArguments {
 };
 
 template <class T>
-LIPFUSE_DEVICE void orthogonalize_kernel(const Layout& layout, const Polynomials* polynomials,
-                                         const PolarArguments<T>& a) {
-    const int64_t area = a.rows * a.cols, n = a.rows < a.cols ? a.rows : a.cols;
-    for_each_matrix<T>(layout, polynomials, [&](Backend<T>& backend, int64_t i) {
-        const PolarInfo p =
-            polar(backend, a.weight + i * area, a.rows, a.cols, a.tolerance, a.scale,
-                  a.out + i * area, a.inverse_root ? a.inverse_root + i * n * n : nullptr);
-        if (!backend.leads()) return;
-        double* to = a.info + i * info_size;
-        to[0] = p.low;
-        to[1] = p.high;
-        to[2] = p.residual;
-        to[3] = p.bound;
-        to[4] = p.stages;
-    });
+LIPFUSE_DEVICE void orthogonalize_kernel(const Layout& layout,
+                                         const Table<PolarArguments<T>>& table,
+                                         const Polynomials* polynomials) {
+    for_each_matrix<T>(
+        layout, table, polynomials, [](Backend<T>& backend, const PolarArguments<T>& a, int64_t i) {
+            const int64_t area = a.rows * a.cols, n = a.rows < a.cols ? a.rows : a.cols;
+            const PolarInfo p =
+                polar(backend, a.weight + i * area, a.rows, a.cols, a.tolerance, a.scale,
+                      a.out + i * area, a.inverse_root ? a.inverse_root + i * n * n : nullptr);
+            if (!backend.leads()) return;
+            double* to = a.info + i * info_size;
+            to[0] = p.low;
+            to[1] = p.high;
+            to[2] = p.residual;
+            to[3] = p.bound;
+            to[4] = p.stages;
+        });
 }
 
 template <class T>
@@ -281,15 +307,39 @@ struct PolarBackwardArguments {
 
 template <class T>
 LIPFUSE_DEVICE void orthogonalize_backward_kernel(const Layout& layout,
-                                                  const Polynomials* polynomials,
-                                                  const PolarBackwardArguments<T>& a) {
-    const int64_t area = a.rows * a.cols, n = a.rows < a.cols ? a.rows : a.cols;
-    for_each_matrix<T>(layout, polynomials, [&](Backend<T>& backend, int64_t i) {
-        const double* r = a.info + i * info_size;
-        polar_backward(backend, a.grad + i * area, a.weight + i * area, a.orthogonal + i * area,
-                       a.inverse_root ? a.inverse_root + i * n * n : nullptr, a.rows, a.cols,
-                       a.scale, r[0], r[1], a.tolerance, a.tangent, a.out + i * area);
-    });
+                                                  const Table<PolarBackwardArguments<T>>& table,
+                                                  const Polynomials* polynomials) {
+    for_each_matrix<T>(
+        layout, table, polynomials,
+        [](Backend<T>& backend, const PolarBackwardArguments<T>& a, int64_t i) {
+            const int64_t area = a.rows * a.cols, n = a.rows < a.cols ? a.rows : a.cols;
+            const double* r = a.info + i * info_size;
+            backend.rough(true);  // the linear solve is stopped long before that matters
+            polar_backward(backend, a.grad + i * area, a.weight + i * area, a.orthogonal + i * area,
+                           a.inverse_root ? a.inverse_root + i * n * n : nullptr, a.rows, a.cols,
+                           a.scale, r[0], r[1], a.tolerance, a.tangent, a.out + i * area);
+        });
+}
+
+// ---- an upper bound of the spectral norm ---------------------------------------------------------
+
+template <class T>
+struct BoundArguments {
+    const T* weight;
+    T* out;
+    int64_t rows, cols;
+    int squarings;
+};
+
+template <class T>
+LIPFUSE_DEVICE void spectral_bound_kernel(const Layout& layout,
+                                          const Table<BoundArguments<T>>& table) {
+    for_each_matrix<T>(
+        layout, table, nullptr, [](Backend<T>& backend, const BoundArguments<T>& a, int64_t i) {
+            const double bound = lipfuse::spectral_bound(backend, a.weight + i * a.rows * a.cols,
+                                                         a.rows, a.cols, a.squarings);
+            if (backend.leads()) a.out[i] = T(bound);
+        });
 }
 
 }  // namespace lipfuse::cuda

@@ -1,8 +1,6 @@
 // What the CUDA operators share: tensors to pointers, the current stream, scratch memory.
 #pragma once
 
-#include <memory>
-
 #include "../cpu/operators.h"
 #include "launch.h"
 
@@ -10,7 +8,25 @@
 extern "C" __attribute__((weak)) AOTITorchError
 aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
 
+// Not part of the stable interface: whether float32 products may be less precise than float32, which
+// torch.set_float32_matmul_precision and torch.backends.cuda.matmul decide. Where a torch does not
+// have them, products are precise.
+namespace lipfuse::cuda::settings {
+__attribute__((weak)) void* global_context() __asm__("_ZN2at13globalContextEv");
+__attribute__((weak)) bool allows_tf32(const void* context) __asm__(
+    "_ZNK2at7Context15allowTF32CuBLASEv");
+}  // namespace lipfuse::cuda::settings
+
 namespace lipfuse::cuda {
+
+inline bool allows_rough_products() {
+    if (settings::global_context == nullptr || settings::allows_tf32 == nullptr) return false;
+    try {
+        return settings::allows_tf32(settings::global_context());
+    } catch (...) {  // torch's old and new ways to say it contradict each other
+        return false;
+    }
+}
 
 using cpu::batch_sizes;
 using cpu::by_dtype;
@@ -45,6 +61,7 @@ public:
         STABLE_TORCH_ERROR_CODE_CHECK(
             aoti_torch_get_current_cuda_stream(stream_.device, &stream_.stream));
         stream_.context = this;
+        stream_.rough_products = allows_rough_products();
         stream_.allocate = [](void* self, int64_t bytes) {
             auto* scope = static_cast<Scope*>(self);
             scope->scratch_.push_back(make(scope->like_, Sizes{bytes}, aoti_torch_dtype_uint8()));
@@ -102,20 +119,23 @@ struct PowerTensors {
         sigma = make(weight, batch_sizes(weight, values));
     }
 
+    // Without the normalisation's part.
     template <class T>
     PowerArguments<T> arguments(const Matrices& m, int64_t n_iterations, double eps,
                                 int sigma_step) const {
-        return {data<T>(weight),
-                data<T>(u),
-                given_v ? data<T>(v) : nullptr,
-                data<T>(new_u),
-                data<T>(new_v),
-                data<T>(sigma),
-                m.rows,
-                m.cols,
-                static_cast<int>(n_iterations),
-                eps,
-                sigma_step};
+        PowerArguments<T> a{};
+        a.weight = data<T>(weight);
+        a.u = data<T>(u);
+        a.v = given_v ? data<T>(v) : nullptr;
+        a.new_u = data<T>(new_u);
+        a.new_v = data<T>(new_v);
+        a.sigma = data<T>(sigma);
+        a.rows = m.rows;
+        a.cols = m.cols;
+        a.n_iterations = static_cast<int>(n_iterations);
+        a.eps = eps;
+        a.sigma_step = sigma_step;
+        return a;
     }
 };
 

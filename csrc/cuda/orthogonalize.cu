@@ -8,21 +8,26 @@ namespace lipfuse::cuda {
 namespace {
 
 template <class T>
-LIPFUSE_KERNEL orthogonalize_global(Layout layout, PolarArguments<T> a,
+LIPFUSE_KERNEL orthogonalize_global(const __grid_constant__ Layout layout,
+                                    const __grid_constant__ Table<PolarArguments<T>> table,
                                     const __grid_constant__ Polynomials polynomials) {
-    orthogonalize_kernel(layout, &polynomials, a);
+    static_assert(sizeof layout + sizeof table + sizeof polynomials <= most_parameter_bytes);
+    orthogonalize_kernel(layout, table, &polynomials);
 }
 template <class T>
-LIPFUSE_KERNEL orthogonalize_backward_global(Layout layout, PolarBackwardArguments<T> a,
-                                             const __grid_constant__ Polynomials polynomials) {
-    orthogonalize_backward_kernel(layout, &polynomials, a);
+LIPFUSE_KERNEL orthogonalize_backward_global(
+    const __grid_constant__ Layout layout,
+    const __grid_constant__ Table<PolarBackwardArguments<T>> table,
+    const __grid_constant__ Polynomials polynomials) {
+    static_assert(sizeof layout + sizeof table + sizeof polynomials <= most_parameter_bytes);
+    orthogonalize_backward_kernel(layout, table, &polynomials);
 }
 
 // Tables are kept: a network asks for a handful of tolerances again and again.
 std::shared_ptr<const Polynomials> polynomials(double tolerance) {
     static std::mutex mutex;
     static std::vector<std::pair<double, std::shared_ptr<const Polynomials>>> kept;
-    std::lock_guard<std::mutex> lock(mutex);
+    const std::lock_guard<std::mutex> lock(mutex);
     for (const auto& k : kept)
         if (k.first == tolerance) return k.second;
     auto made = std::make_shared<Polynomials>();
@@ -32,23 +37,38 @@ std::shared_ptr<const Polynomials> polynomials(double tolerance) {
     return made;
 }
 
+template <class T>
+Demand demand(const Job<PolarArguments<T>>& j) {
+    return polar_demand(j.matrices, j.arguments.rows, j.arguments.cols);
+}
+template <class T>
+Demand back(const Job<PolarBackwardArguments<T>>& j) {
+    return polar_backward_demand(j.matrices, j.arguments.rows, j.arguments.cols);
+}
+
 }  // namespace
 
 template <class T>
-Error orthogonalize(const Stream& s, int64_t batch, const PolarArguments<T>& a) {
-    const auto table = polynomials(polar_per_direction(a.tolerance, std::min(a.rows, a.cols)));
-    return launch<T>(orthogonalize_global<T>, s, polar_demand(batch, a.rows, a.cols), a, *table);
+Error orthogonalize(const Stream& s, const Jobs<PolarArguments<T>>& jobs) {
+    // One table for all: what satisfies the most demanding matrix satisfies the others.
+    double tolerance = 1;
+    for (const auto& j : jobs)
+        tolerance =
+            std::min(tolerance, polar_per_direction(j.arguments.tolerance,
+                                                    std::min(j.arguments.rows, j.arguments.cols)));
+    return launch<T, product_tiles<T>>(orthogonalize_global<T>, s, jobs, demand<T>,
+                                       *polynomials(tolerance));
 }
 template <class T>
-Error orthogonalize_backward(const Stream& s, int64_t batch, const PolarBackwardArguments<T>& a) {
-    const auto table = polynomials(1.0);  // it takes the cubics alone
-    return launch<T>(orthogonalize_backward_global<T>, s,
-                     polar_backward_demand(batch, a.rows, a.cols), a, *table);
+Error orthogonalize_backward(const Stream& s, const Jobs<PolarBackwardArguments<T>>& jobs) {
+    // It takes the cubics alone, which have no tolerance.
+    return launch<T, product_tiles<T>>(orthogonalize_backward_global<T>, s, jobs, back<T>,
+                                       *polynomials(1.0));
 }
 
-#define LIPFUSE_INSTANTIATE(T)                                                      \
-    template Error orthogonalize(const Stream&, int64_t, const PolarArguments<T>&); \
-    template Error orthogonalize_backward(const Stream&, int64_t, const PolarBackwardArguments<T>&);
+#define LIPFUSE_INSTANTIATE(T)                                                   \
+    template Error orthogonalize(const Stream&, const Jobs<PolarArguments<T>>&); \
+    template Error orthogonalize_backward(const Stream&, const Jobs<PolarBackwardArguments<T>>&);
 LIPFUSE_INSTANTIATE(float)
 LIPFUSE_INSTANTIATE(double)
 

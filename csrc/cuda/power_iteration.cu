@@ -4,50 +4,59 @@ namespace lipfuse::cuda {
 namespace {
 
 template <class T>
-LIPFUSE_KERNEL power_iteration_global(Layout layout, PowerArguments<T> a) {
-    power_iteration_kernel(layout, a);
+LIPFUSE_KERNEL power_iteration_global(const __grid_constant__ Layout layout,
+                                      const __grid_constant__ Table<PowerArguments<T>> table) {
+    power_iteration_kernel(layout, table);
 }
 template <class T>
-LIPFUSE_KERNEL spectral_normalize_global(Layout layout, PowerArguments<T> a, double scale, T* out) {
-    spectral_normalize_kernel(layout, a, scale, out);
+LIPFUSE_KERNEL spectral_normalize_global(const __grid_constant__ Layout layout,
+                                         const __grid_constant__ Table<PowerArguments<T>> table) {
+    spectral_normalize_kernel(layout, table);
 }
 template <class T>
-LIPFUSE_KERNEL power_iteration_backward_global(Layout layout, OuterArguments<T> a) {
-    power_iteration_backward_kernel(layout, a);
+LIPFUSE_KERNEL power_iteration_backward_global(
+    const __grid_constant__ Layout layout, const __grid_constant__ Table<OuterArguments<T>> table) {
+    power_iteration_backward_kernel(layout, table);
 }
 template <class T>
-LIPFUSE_KERNEL spectral_normalize_backward_global(Layout layout, OuterArguments<T> a) {
-    spectral_normalize_backward_kernel(layout, a);
+LIPFUSE_KERNEL spectral_normalize_backward_global(
+    const __grid_constant__ Layout layout, const __grid_constant__ Table<OuterArguments<T>> table) {
+    spectral_normalize_backward_kernel(layout, table);
+}
+
+template <class T>
+Demand power(const Job<PowerArguments<T>>& j) {
+    return power_demand(j.matrices, j.arguments.rows, j.arguments.cols);
+}
+template <class T>
+Demand outer(const Job<OuterArguments<T>>& j) {
+    return pass_demand(j.matrices, j.arguments.rows * j.arguments.cols);
 }
 
 }  // namespace
 
 template <class T>
-Error power_iteration(const Stream& s, int64_t batch, const PowerArguments<T>& a) {
-    return launch<T>(power_iteration_global<T>, s, power_demand(batch, a.rows, a.cols), a);
+Error power_iteration(const Stream& s, const Jobs<PowerArguments<T>>& jobs) {
+    return launch<T, sweep_tiles<T>>(power_iteration_global<T>, s, jobs, power<T>);
 }
 template <class T>
-Error spectral_normalize(const Stream& s, int64_t batch, const PowerArguments<T>& a, double scale,
-                         T* out) {
-    return launch<T>(spectral_normalize_global<T>, s, power_demand(batch, a.rows, a.cols), a, scale,
-                     out);
+Error spectral_normalize(const Stream& s, const Jobs<PowerArguments<T>>& jobs) {
+    return launch<T, sweep_tiles<T>>(spectral_normalize_global<T>, s, jobs, power<T>);
 }
 template <class T>
-Error power_iteration_backward(const Stream& s, int64_t batch, const OuterArguments<T>& a) {
-    return launch<T>(power_iteration_backward_global<T>, s, pass_demand(batch, a.rows * a.cols), a);
+Error power_iteration_backward(const Stream& s, const Jobs<OuterArguments<T>>& jobs) {
+    return launch<T, no_tiles>(power_iteration_backward_global<T>, s, jobs, outer<T>);
 }
 template <class T>
-Error spectral_normalize_backward(const Stream& s, int64_t batch, const OuterArguments<T>& a) {
-    return launch<T>(spectral_normalize_backward_global<T>, s, pass_demand(batch, a.rows * a.cols),
-                     a);
+Error spectral_normalize_backward(const Stream& s, const Jobs<OuterArguments<T>>& jobs) {
+    return launch<T, no_tiles>(spectral_normalize_backward_global<T>, s, jobs, outer<T>);
 }
 
-#define LIPFUSE_INSTANTIATE(T)                                                                  \
-    template Error power_iteration(const Stream&, int64_t, const PowerArguments<T>&);           \
-    template Error spectral_normalize(const Stream&, int64_t, const PowerArguments<T>&, double, \
-                                      T*);                                                      \
-    template Error power_iteration_backward(const Stream&, int64_t, const OuterArguments<T>&);  \
-    template Error spectral_normalize_backward(const Stream&, int64_t, const OuterArguments<T>&);
+#define LIPFUSE_INSTANTIATE(T)                                                              \
+    template Error power_iteration(const Stream&, const Jobs<PowerArguments<T>>&);          \
+    template Error spectral_normalize(const Stream&, const Jobs<PowerArguments<T>>&);       \
+    template Error power_iteration_backward(const Stream&, const Jobs<OuterArguments<T>>&); \
+    template Error spectral_normalize_backward(const Stream&, const Jobs<OuterArguments<T>>&);
 LIPFUSE_INSTANTIATE(float)
 LIPFUSE_INSTANTIATE(double)
 

@@ -19,6 +19,8 @@ __all__ = [
     "bjorck_backward",
     "foreach_orthogonalize",
     "foreach_orthogonalize_backward",
+    "foreach_spectral_normalize",
+    "foreach_spectral_normalize_backward",
     "frobenius_normalize",
     "frobenius_normalize_backward",
     "l2_norm_pool2d",
@@ -154,6 +156,50 @@ def spectral_normalize_backward(
     if grad_sigma is not None:
         along = along + grad_sigma
     return _each(scale / divisor) * grad + _each(along) * _outer(u, v)
+
+
+def _as_matrix(weight: Tensor) -> Tensor:
+    return weight.flatten(1).contiguous()
+
+
+def foreach_spectral_normalize(
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    n_iterations: int,
+    eps: float,
+    scales: Sequence[float],
+) -> tuple[list[Tensor], Tensor, list[Tensor], list[Tensor]]:
+    """:func:`spectral_normalize` of weights ``(out, ...)``, each a matrix; ``vs`` may be empty."""
+    results = [
+        spectral_normalize(_as_matrix(w), u, vs[i] if vs else None, n_iterations, eps, scales[i])
+        for i, (w, u) in enumerate(zip(weights, us))
+    ]
+    out = [r[0].reshape(w.shape) for r, w in zip(results, weights)]
+    return (
+        out,
+        torch.stack([r[1] for r in results]),
+        [r[2] for r in results],
+        [r[3] for r in results],
+    )
+
+
+def foreach_spectral_normalize_backward(
+    grads: Sequence[Tensor],
+    grad_sigmas: Optional[Tensor],
+    normalized: Sequence[Tensor],
+    sigmas: Tensor,
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    eps: float,
+    scales: Sequence[float],
+) -> list[Tensor]:
+    out = []
+    for i, (g, w) in enumerate(zip(grads, normalized)):
+        grad_sigma = None if grad_sigmas is None else grad_sigmas[i]
+        flat = (_as_matrix(g), grad_sigma, _as_matrix(w), sigmas[i], us[i], vs[i])
+        out.append(spectral_normalize_backward(*flat, eps, scales[i]).reshape(g.shape))
+    return out
 
 
 # ---- Björck --------------------------------------------------------------------------------------

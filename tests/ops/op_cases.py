@@ -116,6 +116,20 @@ def _foreach_backward(w: Tensor) -> Arguments:
     )
 
 
+def _foreach_spectral(w: Tensor) -> Arguments:
+    w = w.reshape(-1, w.shape[-1])
+    ws = [w, torch.cat([w, w.flip(0) + 0.1])]
+    pairs = [_vectors(x) for x in ws]
+    return (ws, [u for u, _ in pairs], [v for _, v in pairs], 2, 1e-12, [0.7, 1.5])
+
+
+def _foreach_spectral_backward(w: Tensor) -> Arguments:
+    ws, us, vs, steps, eps, scales = _foreach_spectral(w)
+    out, sigmas, us, vs = reference.foreach_spectral_normalize(ws, us, vs, steps, eps, scales)
+    grads = [_gradient(x) for x in ws]
+    return (grads, torch.full_like(sigmas, 0.3), out, sigmas, us, vs, eps, scales)
+
+
 def _frobenius_normalize(w: Tensor) -> Arguments:
     return (w, 1e-12, 0.7)
 
@@ -188,6 +202,8 @@ CASES = [
     Case("orthogonalize_backward", _orthogonalize_backward, (_SOLVE,)),
     Case("foreach_orthogonalize", _foreach, (_FACTOR, _FACTOR, 1e-4, 1e-4, None)),
     Case("foreach_orthogonalize_backward", _foreach_backward, (_SOLVE, _SOLVE)),
+    Case("foreach_spectral_normalize", _foreach_spectral, (0,) * 7),
+    Case("foreach_spectral_normalize_backward", _foreach_spectral_backward, (0, 0)),
     Case("frobenius_normalize", _frobenius_normalize, (0, 0), (0,)),
     Case("frobenius_normalize_backward", _frobenius_normalize_backward, (0,)),
     Case("spectral_bound", _spectral_bound, (2e-3,)),

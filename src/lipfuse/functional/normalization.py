@@ -21,6 +21,7 @@ from .._checks import (
     check_positive_int,
     check_tensor,
 )
+from ..ops.foreach_spectral_normalize import takes as _in_one_launch
 
 __all__ = [
     "bjorck",
@@ -337,7 +338,7 @@ def foreach_spectral_normalize(
     eps: float = 1e-12,
     scales: Union[float, Sequence[float]] = 1.0,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-    """:func:`spectral_normalize` of many weights.
+    """:func:`spectral_normalize` of many weights; on CUDA in one launch, forward and backward.
 
     Args:
         weights: tensors ``(out, ...)``, each taken as one matrix of ``out`` rows.
@@ -355,6 +356,14 @@ def foreach_spectral_normalize(
     for name, vectors in (("us", us), ("vs", vs)):
         if vectors is not None and len(vectors) != len(weights):
             raise ValueError(f"{name} must have {len(weights)} elements, got {len(vectors)}")
+    if _in_one_launch(weights):
+        pairs = [
+            _check_vectors(w.flatten(1), us[i], vs[i] if vs else None, n_iterations, eps)
+            for i, w in enumerate(weights)
+        ]
+        right = [v for _, v in pairs if v is not None]
+        left = [u for u, _ in pairs]
+        return ops.foreach_spectral_normalize(weights, left, right, n_iterations, eps, each)
     results = [
         spectral_normalize(
             w.flatten(1),

@@ -12,6 +12,7 @@ from lipfuse.ops._define import (
 )
 from lipfuse.ops.bjorck import bjorck, spectral_bjorck
 from lipfuse.ops.evaluate import evaluate, name_for
+from lipfuse.ops.foreach_spectral_normalize import foreach_spectral_normalize
 from lipfuse.ops.frobenius_normalize import frobenius_normalize
 from lipfuse.ops.orthogonalize import (
     foreach_orthogonalize,
@@ -27,6 +28,7 @@ __all__ = [
     "bjorck",
     "evaluate",
     "foreach_orthogonalize",
+    "foreach_spectral_normalize",
     "frobenius_normalize",
     "full_precision",
     "in_compiled_code",

@@ -1,0 +1,147 @@
+"""The polar factor and its gradient on the host's model of a GPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from host_model import DTYPES, KINDS, SHAPES, close, gram, near_orthogonal, random, run
+
+TOL = 1e-4
+
+
+def polar_reference(w):
+    u, s, vh = np.linalg.svd(w, full_matrices=False)
+    return u @ vh, s
+
+
+def polar_gradient(g, w):
+    if w.shape[0] < w.shape[1]:
+        return polar_gradient(g.T, w.T).T
+    u, s, vh = np.linalg.svd(w, full_matrices=False)
+    a = u.T @ g @ vh.T
+    k = (a - a.T) / (s[:, None] + s[None, :])
+    return u @ k @ vh + (g @ vh.T - u @ a) / s @ vh
+
+
+def forward(programs, w, scale=1.0, save=True, **settings):
+    """Results of a launch on one or several items: lists of (out, info, root)."""
+    items = w if isinstance(w, list) else [w]
+    outputs = []
+    for x in items:
+        n = min(x.shape[1:])
+        outputs += [(x.shape, x.dtype), ((len(x), 5), np.float64)]
+        outputs += [((len(x), n, n), x.dtype)] if save else []
+    shapes = [x.shape for x in items]
+    found = run(
+        programs,
+        "orthogonalize",
+        items[0].dtype.type,
+        shapes,
+        items,
+        [TOL, scale, int(save)],
+        outputs,
+        **settings,
+    )
+    each = 3 if save else 2
+    return [found[i : i + each] for i in range(0, len(found), each)]
+
+
+def backward(programs, g, w, results, scale=1.0, tangent=False, **settings):
+    items = w if isinstance(w, list) else [w]
+    grads = g if isinstance(g, list) else [g]
+    arrays = []
+    for gi, x, (out, info, root) in zip(grads, items, results, strict=True):
+        arrays += [gi, x, out, root, info]
+    return run(
+        programs,
+        "orthogonalize_backward",
+        items[0].dtype.type,
+        [x.shape for x in items],
+        arrays,
+        [1e-5, scale, int(tangent), 1],
+        [(x.shape, x.dtype) for x in items],
+        **settings,
+    )
+
+
+def check(w, g, out, info, grad, scale, accuracy=2e-3):
+    for i in range(len(w)):
+        q, s = polar_reference(w[i].astype(float))
+        assert np.linalg.norm(out[i] / scale - q) < 1.5 * TOL
+        assert np.linalg.norm(out[i].astype(float), 2) <= scale * info[i, 3] * (1 + 1e-6)
+        expected = scale * polar_gradient(g[i].astype(float), w[i].astype(float))
+        close(grad[i], expected, accuracy * max(1.0, s[0] / s[-1] / 10), g[i] / s[0])
+
+
+@KINDS
+@pytest.mark.parametrize("low, high", [(0.88, 1.45), (1e-2, 5.0), (0.999, 1.001)])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_orthogonalize(programs, dtype, products, shape, low, high):
+    w = near_orthogonal(0, *shape, low, high).astype(dtype)
+    g = random(1, *shape).astype(dtype)
+    results = forward(programs, w, 0.9, products=products)
+    (grad,) = backward(programs, g, w, results, 0.9, products=products)
+    check(w, g, *results[0][:2], grad, 0.9)
+
+
+@pytest.mark.parametrize("shape", [(1, 70, 300), (1, 400, 66)], ids=str)
+def test_blocks_share_the_depth_of_a_tile(programs, shape):
+    """Few tiles and much to add up in each."""
+    w = near_orthogonal(0, *shape, 0.8, 1.3).astype(np.float32)
+    g = random(1, *shape).astype(np.float32)
+    settings = {"products": "split", "resident": 12}
+    results = forward(programs, w, **settings)
+    (grad,) = backward(programs, g, w, results, **settings)
+    check(w, g, *results[0][:2], grad, 1.0)
+
+
+@pytest.mark.parametrize("low", [0.88, 0.05])
+def test_rough_products_end_with_a_step_in_float32(programs, low):
+    """The same certificate, and gradients to what two pieces of a number allow."""
+    w = near_orthogonal(0, 1, 80, 96, low, 1.45).astype(np.float32)
+    g = random(1, 1, 80, 96).astype(np.float32)
+    results = forward(programs, w, products="rough")
+    out, info, _ = results[0]
+    assert info[0, 2] < TOL
+    assert np.linalg.norm(gram(out[0].astype(float)) - np.eye(80)) < 1.1 * TOL
+    (grad,) = backward(programs, g, w, results, products="rough")
+    check(w, g, out, info, grad, 1.0)
+
+
+@DTYPES
+def test_orthogonalize_is_not_fooled(programs, dtype):
+    w = random(0, 4, 24, 40).astype(dtype)
+    w[0] = 0
+    w[1, 2, 3] = np.nan
+    w[2, 12:] = w[2, :12]  # rank 12
+    w[3] *= 1e-20
+    results = forward(programs, w)
+    out, info, _ = results[0]
+    assert (out[0] == 0).all() and np.isnan(out[1]).all()
+    values = np.linalg.svd(out[2].astype(float), compute_uv=False)
+    assert values[0] <= info[2, 3] * (1 + 1e-6) and values[0] < 1.0001 and values[11] > 0.9999
+    assert np.linalg.norm(gram(out[3].astype(float)) - np.eye(24)) < 2e-4
+    # The gradient where it is unbounded in theory.
+    (grad,) = backward(programs, random(1, *w.shape).astype(dtype), w, results)
+    assert (grad[0] == 0).all() and np.isfinite(grad[2:]).all()
+
+
+def test_tangent_gradient(programs):
+    w, g = near_orthogonal(0, 2, 12, 8, 1.0, 1.0), random(1, 2, 12, 8)
+    results = [(w, np.ones((2, 5)), np.tile(np.eye(8), (2, 1, 1)))]
+    (grad,) = backward(programs, g, w, results, tangent=True)
+    for i in range(2):
+        a = w[i].T @ g[i]
+        close(grad[i], w[i] @ (a - a.T) / 2 + g[i] - w[i] @ a, 1e-10)
+
+
+@KINDS
+def test_many_sizes_in_one_launch(programs, dtype, products):
+    """Teams, and a pool that takes the rest; bit for bit what a launch of their own gives."""
+    shapes = [(1, 6, 6), (1, 150, 130), (3, 17, 9), (1, 5, 40), (2, 1, 3), (1, 40, 40)]
+    w = [near_orthogonal(i, *s, 0.9, 1.3).astype(dtype) for i, s in enumerate(shapes)]
+    g = [random(i, *s).astype(dtype) for i, s in enumerate(shapes)]
+    results = forward(programs, w, products=products)
+    grads = backward(programs, g, w, results, products=products)
+    for x, gi, (out, info, _), grad in zip(w, g, results, grads, strict=True):
+        check(x, gi, out, info, grad, 1.0)
