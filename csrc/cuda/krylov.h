@@ -62,7 +62,7 @@ template <class T>
 LIPFUSE_DEVICE LIPFUSE_NOINLINE double ritz_value(Backend<T>& backend, const Tridiagonal& t,
                                                   int index, double accuracy) {
     constexpr int points = 64;
-    auto [low, high] = t.range();
+    double low = t.range().low, high = t.range().high;
     for (int round = 0;
          round < 8 && high - low > accuracy * std::fmax(std::fabs(low), std::fabs(high)); ++round) {
         const double step = (high - low) / (points + 1);
