@@ -93,6 +93,7 @@ LINEAR: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "x - mean": (lambda: Function(lambda x: x - x.mean((2, 3), keepdim=True)), IMAGE),
     "mean": (lambda: Function(lambda x: x.mean(2)), IMAGE),
     "sum": (lambda: Function(lambda x: torch.sum(x, dim=(1, 3), keepdim=True)), IMAGE),
+    "power of one": (lambda: Function(lambda x: x**1), (6,)),
     "cumsum": (lambda: Function(lambda x: x.cumsum(1)), (6,)),
     "repeat": (lambda: Function(lambda x: x.repeat(1, 3)), (6,)),
     "expand": (lambda: Function(lambda x: x[:, None].expand(-1, 4, -1)), (6,)),
