@@ -14,6 +14,7 @@ from .patterns import (
     householder,
     joined,
     reflected_halves,
+    smallest_and_largest,
     sorted_pair,
 )
 from .rules import rule, words
@@ -150,6 +151,12 @@ _patches("unfold", torch.Tensor)
 # ---- several values side by side -----------------------------------------------------------------
 
 
+def _of_two(tensors: Sequence[Any], join: Map) -> Optional[Value]:
+    """Two values that are tamer together than each on its own."""
+    known = reflected_halves(tensors) or smallest_and_largest(tensors)
+    return known or sorted_pair(tensors, join) or householder(tensors, join)
+
+
 @rule("cat", "concat", "concatenate")
 def _cat(tensors: Sequence[Any], dim: int = 0, **kwargs: Any) -> Value:
     dim = kwargs.get("axis", dim)
@@ -157,8 +164,7 @@ def _cat(tensors: Sequence[Any], dim: int = 0, **kwargs: Any) -> Value:
     def join(parts: Any) -> Tensor:
         return torch.cat(parts, dim)
 
-    known = reflected_halves(tensors) or householder(tensors, join) or sorted_pair(tensors, join)
-    return known or joined(tensors, join)
+    return _of_two(tensors, join) or joined(tensors, join)
 
 
 @rule("stack")
@@ -166,8 +172,7 @@ def _stack(tensors: Sequence[Any], dim: int = 0) -> Value:
     def join(parts: Any) -> Tensor:
         return torch.stack(parts, dim)
 
-    known = reflected_halves(tensors) or householder(tensors, join) or sorted_pair(tensors, join)
-    return known or joined(tensors, join)
+    return _of_two(tensors, join) or joined(tensors, join)
 
 
 def _side_by_side(name: str) -> None:
