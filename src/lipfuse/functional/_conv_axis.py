@@ -198,10 +198,13 @@ class Axis:
 
     # ---- the pixels themselves -----------------------------------------------------------------
 
+    def place(self, output: int, tap: int) -> int:
+        """Where a tap of an output reads; outside the pixels, which count from 0, is padding."""
+        return output * self.stride + tap * self.dilation - self.before
+
     def pixel(self, output: int, tap: int) -> int:
         """The pixel that a tap of an output reads; -1 for a zero."""
-        place = output * self.stride + tap * self.dilation - self.before
-        return reference._pixel_at(place, self.length, self.mode)
+        return reference._pixel_at(self.place(output, tap), self.length, self.mode)
 
     def sources(self, device: torch.device) -> Optional[Tensor]:
         """The pixel at every place of the padded line; None where padding is by zeros."""

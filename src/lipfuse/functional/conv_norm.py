@@ -20,6 +20,7 @@ from .._checks import (
     check_tensor,
 )
 from ._conv_axis import Axis, Table
+from ._conv_cover import norm_by_cover
 from ._conv_gram import Largest, lanczos, largest_norm, start_vector
 from .convolution import PADDING_MODES, lengths_of, padding_of_axes
 
@@ -218,6 +219,10 @@ def _of_the_operator(weight: Tensor, axes: list[Axis], max_size: int) -> Iterato
         return
     for choice in itertools.product(*(a.repeating() for a in axes)):
         yield largest_norm(weight, [list(choice)])
+    if inputs and not all(a.repeats for a in axes):
+        found = norm_by_cover(weight, axes, max_size)
+        if found is not None:
+            yield found
 
 
 def _gradient(weight: Tensor, at: Largest) -> Tensor:
