@@ -3,8 +3,7 @@
 The convolution's matrix is A = sum_j W_j x T_j over the taps j, with T_j the Kronecker product of
 one matrix an axis (:mod:`._conv_axis`). Its Gram matrix A*A is put together from the products
 W_j' W_k of the weight and T_j* T_k of each axis, one axis after the other, so that nothing larger
-than the result is multiplied. That x I - A*A has a Cholesky factor proves that no eigenvalue of
-A*A exceeds x.
+than the result is multiplied.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from .._proof import cholesky_margin, prove_largest
 from ._conv_axis import Table
 
 __all__ = ["Largest", "largest_norm"]
@@ -24,11 +24,6 @@ __all__ = ["Largest", "largest_norm"]
 _EPS = torch.finfo(torch.float64).eps
 # Elements of the Gram matrices that are in memory at a time.
 _CHUNK = 1 << 23
-# Up to this size eigenvalues are computed directly, beyond by Lanczos' iteration.
-_DIRECT = 64
-_LANCZOS_STEPS = 24
-# How far above an estimate the first, second, ... attempt at a proof goes, relative.
-_SLACKS = (1e-9, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
 @dataclass(frozen=True)
@@ -63,7 +58,8 @@ def largest_norm(weight: Tensor, combinations: Iterable[list[Table]]) -> Largest
 class _Search:
     def __init__(self) -> None:
         self.proven = 0.0  # no eigenvalue seen so far is larger, as far as its matrix is exact
-        self.error = 0.0  # what rounding may have taken away
+        self.error = 0.0  # of the matrices
+        self.margin = 0.0  # of the proofs
         self.estimate = 0.0
         self.where: Optional[tuple[list[Tensor], Tensor, int, bool]] = None
 
@@ -76,39 +72,19 @@ class _Search:
             weight, matrices = weight.transpose(1, 2), [m.mH for m in matrices]
         size = min(inputs, outputs)
         self.error = max(self.error, _rounding(weight, matrices))
-        for grams, batch in _grams(weight, matrices):
-            found = self._prove(grams)
-            if found is not None:
-                index, vector = found
-                group, *frequencies = batch(index)
+        for grams, places in _grams(weight, matrices):
+            before = torch.full((1,), self.proven, dtype=torch.float64, device=grams.device)
+            found = prove_largest(grams.unsqueeze(1), before)
+            self.proven = float(found.bound)
+            if float(found.value) > self.estimate:
+                self.estimate = float(found.value)
+                group, *frequencies = places(int(found.index))
                 chosen = [m[f] for m, f in zip(matrices, frequencies)]
-                self.where = chosen, vector, group, transposed
-        self.error = max(self.error, 4 * size * (size + 2) * _EPS * self.proven)
-
-    def _prove(self, grams: Tensor) -> Optional[tuple[int, Tensor]]:
-        """Raises what is proven to cover these; an index and a vector if the estimate rises."""
-        pending = torch.arange(len(grams), device=grams.device)
-        pending = pending[torch.linalg.matrix_norm(grams) > self.proven]
-        best: Optional[tuple[int, Tensor]] = None
-        start: Optional[Tensor] = None
-        for slack in _SLACKS:
-            if self.proven > 0 and len(pending):
-                fails = _exceeds(grams[pending], self.proven)
-                pending = pending[fails]
-                start = start[fails] if start is not None else None
-            if not len(pending):
-                return best
-            value, top, vector, start = _estimates(grams[pending], start)
-            if value > self.estimate:
-                self.estimate = value
-                best = int(pending[top]), vector
-            self.proven = max(self.proven, value * (1 + slack))
-        # Never seen; rather a loose bound than none.
-        self.proven = max(self.proven, float(torch.linalg.matrix_norm(grams[pending]).max()))
-        return best
+                self.where = chosen, found.vector[0], group, transposed
+        self.margin = max(self.margin, cholesky_margin(size, torch.float64))
 
     def result(self, weight: Tensor) -> Largest:
-        bound = math.sqrt(self.proven + self.error) * (1 + 4 * _EPS)
+        bound = math.sqrt(self.proven * (1 + self.margin) + self.error) * (1 + 4 * _EPS)
         if self.where is None:
             return Largest(bound, 0.0, None)
         matrices, vector, group, transposed = self.where
@@ -204,58 +180,3 @@ def _grams(
             return tuple(found)
 
         yield y.reshape(-1, size, size), places
-
-
-def _exceeds(grams: Tensor, threshold: float) -> Tensor:
-    """Which of the matrices may have an eigenvalue above the threshold."""
-    shifted = -grams
-    shifted.diagonal(dim1=-2, dim2=-1).add_(threshold)
-    return torch.linalg.cholesky_ex(shifted).info != 0
-
-
-def _estimates(
-    grams: Tensor, start: Optional[Tensor]
-) -> tuple[float, int, Tensor, Optional[Tensor]]:
-    """The largest eigenvalue of all, from below, its matrix and vector; where to start next."""
-    size = grams.shape[-1]
-    if size <= _DIRECT:
-        values = torch.linalg.eigvalsh(grams)[:, -1]
-        top = int(values.argmax())
-        return float(values[top]), top, torch.linalg.eigh(grams[top])[1][:, -1], None
-    if start is None:
-        start = start_vector(size).to(grams).expand(len(grams), size)
-    values, ritz = lanczos(lambda x: (grams @ x.unsqueeze(-1)).squeeze(-1), start, _LANCZOS_STEPS)
-    top = int(values.argmax())
-    return float(values[top]), top, ritz[top], ritz
-
-
-def start_vector(size: int) -> Tensor:
-    """Fixed, and without a symmetry that an eigenvector could have."""
-    return torch.sin(torch.arange(1, size + 1, dtype=torch.float64) ** 2)
-
-
-def lanczos(
-    multiply: Callable[[Tensor], Tensor], start: Tensor, steps: int
-) -> tuple[Tensor, Tensor]:
-    """The largest eigenvalues ``(m,)`` of m Hermitian matrices, from below, and unit vectors.
-
-    Args:
-        multiply: multiplies vectors ``(m, n)`` by their matrices.
-        start: ``(m, n)``, not zero.
-        steps: how often.
-    """
-    basis, products = [start / torch.linalg.vector_norm(start, dim=-1, keepdim=True)], []
-    for _ in range(steps):
-        products.append(multiply(basis[-1]))
-        known, new = torch.stack(basis, -1), products[-1]
-        for _ in range(2):  # twice is enough
-            new = new - (known @ (known.mH @ new.unsqueeze(-1))).squeeze(-1)
-        length = torch.linalg.vector_norm(new, dim=-1, keepdim=True)
-        # What rounding leaves where the products span no more is no direction.
-        least = 1e-12 * torch.linalg.vector_norm(products[-1], dim=-1, keepdim=True)
-        basis.append(torch.where(length > least, new / length, 0.0))
-    known = torch.stack(basis[:-1], -1)
-    small = known.mH @ torch.stack(products, -1)
-    values, vectors = torch.linalg.eigh((small + small.mH) / 2)
-    ritz = (known @ vectors[:, :, -1:]).squeeze(-1)
-    return values[:, -1], ritz / torch.linalg.vector_norm(ritz, dim=-1, keepdim=True)

@@ -19,9 +19,10 @@ from .._checks import (
     check_positive_int,
     check_tensor,
 )
+from .._proof import lanczos, start_vector
 from ._conv_axis import Axis, Table
 from ._conv_cover import norm_by_cover
-from ._conv_gram import Largest, lanczos, largest_norm, start_vector
+from ._conv_gram import Largest, largest_norm
 from .convolution import PADDING_MODES, lengths_of, padding_of_axes
 
 __all__ = ["conv_spectral_norm"]
