@@ -8,21 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Optional, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Proven", "cholesky_margin", "lanczos", "prove_largest", "start_vector"]
+__all__ = [
+    "Family",
+    "Proven",
+    "Stack",
+    "cholesky_margin",
+    "exceeds",
+    "lanczos",
+    "prove_largest",
+    "start_vector",
+]
 
 # Up to this size eigenvalues are computed directly, beyond by Lanczos' iteration.
 _DIRECT = 64
-# How far above an estimate the first, second, ... attempt at a proof goes, relative; and the steps
-# of Lanczos' iteration that it takes.
-_ATTEMPTS = ((1e-9, 24), (1e-7, 48), (1e-6, 48), (1e-5, 96), (1e-4, 96), (1e-3, 96), (1e-2, 96))
-# Matrices of each owner whose eigenvalues are computed first: those that a few power iterations
-# find to be large.
-_FIRST = 8
-_POWER_STEPS = 3
+# How far above an estimate the first, second, ... attempt at a proof goes, relative.
+_SLACKS = (1e-9, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+# Matrices of each owner whose eigenvalues are computed in one attempt: those that power iteration
+# finds to be the largest.
+_FEW = 8
+# Steps of power iteration and of Lanczos' in the first attempt; twice and then four times
+# as many in those that follow.
+_POWER_STEPS = 8
+_LANCZOS_STEPS = 24
 
 
 @dataclass(frozen=True)
@@ -35,7 +47,7 @@ class Proven:
     value: Tensor
     """(g,): about the largest eigenvalue, from below; 0 where all lie below the bound given."""
     index: Tensor
-    """(g,): of the matrix that has it."""
+    """(g,): of the matrix that has it; any where value is 0."""
     vector: Tensor
     """(g, n): its unit eigenvector."""
 
@@ -50,87 +62,125 @@ def cholesky_margin(size: int, dtype: torch.dtype) -> float:
     return 1.5 * size * (size + 2) * torch.finfo(dtype).eps
 
 
-def prove_largest(matrices: Tensor, bound: Tensor) -> Proven:
+class Family(Protocol):
+    """Hermitian, positive semidefinite, finite matrices, ``count`` for each of ``owners``.
+
+    Matrix i of owner j has the number ``i * owners + j``.
+    """
+
+    count: int
+    owners: int
+    size: int
+
+    def at(self, which: Tensor) -> Tensor:
+        """The matrices of these numbers, ``(k, n, n)``."""
+        ...
+
+    def exceeds(self, which: Tensor, bound: Tensor) -> Tensor:
+        """Of each of these numbers, whether an eigenvalue may exceed the bound ``(owners,)``."""
+        ...
+
+    def scores(self, start: Tensor, steps: int) -> Tensor:
+        """Of each number, the norm of the product after so many power iterations."""
+        ...
+
+
+class Stack:
+    """A family in memory, ``(count, owners, n, n)``."""
+
+    def __init__(self, matrices: Tensor) -> None:
+        self.count, self.owners, self.size = matrices.shape[:3]
+        self._flat = matrices.reshape(-1, self.size, self.size)
+
+    def at(self, which: Tensor) -> Tensor:
+        return self._flat[which]
+
+    def exceeds(self, which: Tensor, bound: Tensor) -> Tensor:
+        some = self._flat if len(which) == len(self._flat) else self._flat[which]
+        return exceeds(some, bound[which % self.owners])
+
+    def scores(self, start: Tensor, steps: int) -> Tensor:
+        x = start.to(self._flat).expand(len(self._flat), -1).unsqueeze(-1)
+        for _ in range(steps):
+            x = self._flat @ (x / torch.linalg.vector_norm(x, dim=1, keepdim=True))
+        return torch.linalg.vector_norm(x, dim=1).squeeze(-1)
+
+
+def prove_largest(family: Family, bound: Tensor) -> Proven:
     """The largest eigenvalue of all matrices of each owner.
 
     Args:
-        matrices: ``(m, g, n, n)``, Hermitian, positive semidefinite and finite, real or complex: m
-            for each of g owners.
-        bound: ``(g,)``, of the same precision, a bound from elsewhere to stay at if it holds; or zeros.
+        family: the matrices.
+        bound: ``(owners,)``, in their precision: a bound from elsewhere to stay at if it holds, or
+            zeros.
     """
-    m, g, n = matrices.shape[:3]
-    if n == 1:
-        found = matrices[:, :, 0, 0].real.max(0)
-        return Proven(
-            torch.maximum(bound, found.values),
-            found.values,
-            found.indices,
-            matrices.new_ones(g, 1),
-        )
-    flat = matrices.reshape(m * g, n, n)
-    owner = torch.arange(m * g, device=flat.device) % g
+    g, n = family.owners, family.size
+    pending = torch.arange(family.count * g, device=bound.device)
     value = torch.zeros_like(bound)
-    index = torch.zeros(g, dtype=torch.int64, device=flat.device)
-    pending = torch.arange(m * g, device=flat.device)
+    index = torch.zeros_like(bound, dtype=torch.int64)
+    if n == 1:
+        diagonal = family.at(pending).real.reshape(-1, g)
+        found = diagonal.max(0)
+        ones = torch.ones(g, 1, dtype=bound.dtype, device=bound.device)
+        return Proven(torch.maximum(bound, found.values), found.values, found.indices, ones)
     if bool((bound > 0).any()):
-        pending = pending[_exceeds(flat, bound[owner])]
-    look = _likely(flat, pending, m, g)
-    least = 16 * torch.finfo(bound.dtype).eps
-    for slack, steps in _ATTEMPTS:
-        if not len(look):
+        pending = pending[family.exceeds(pending, bound)]
+    vector: Optional[Tensor] = None
+    often = 1
+    eps, tiny = torch.finfo(bound.dtype).eps, torch.finfo(bound.dtype).tiny
+    for slack in [s for s in _SLACKS if s >= 16 * eps]:
+        if not len(pending):
             break
-        if slack < least:
-            continue
-        values = _largest(flat[look], steps)
-        best = value.scatter_reduce(0, owner[look], values, "amax")
-        at = values == best[owner[look]]
-        index[owner[look[at]]] = look[at] // g
+        look = _likely(family, pending, often * _POWER_STEPS)
+        owner = look % g
+        values, vectors = _largest(family.at(look), often * _LANCZOS_STEPS)
+        best = value.scatter_reduce(0, owner, values, "amax")
+        top = (values == best[owner]) & (best > value)[owner]
+        index[owner[top]] = look[top] // g
+        if vectors is not None:
+            vector = vectors.new_zeros(g, n) if vector is None else vector
+            vector[owner[top]] = vectors[top]
         value, bound = best, torch.maximum(bound, best * (1 + slack))
-        tried = flat if len(pending) == len(flat) else flat[pending]
-        pending = pending[_exceeds(tried, bound[owner[pending]])]
-        look = pending
+        # Zero matrices lie below every threshold but zero.
+        pending = pending[family.exceeds(pending, bound.clamp_min(tiny))]
+        often = min(2 * often, 4)
     else:  # never seen; rather a loose bound than none
-        norms = torch.linalg.matrix_norm(flat[pending])
-        bound = bound.scatter_reduce(0, owner[pending], norms, "amax")
-    chosen = matrices[index, torch.arange(g, device=flat.device)]
-    if not bool(value.any()):
-        vector = chosen.new_zeros(g, n)
-    elif n <= _DIRECT:
-        vector = torch.linalg.eigh(chosen)[1][:, :, -1]
-    else:
-        start = start_vector(n).to(chosen).expand(g, n)
-        vector = lanczos(_multiplying(chosen), start, 48)[1]
+        norms = torch.linalg.matrix_norm(family.at(pending))
+        bound = bound.scatter_reduce(0, pending % g, norms, "amax")
+    if vector is None and not bool(value.any()):
+        vector = family.at(index[:1]).new_zeros((g, n))
+    elif vector is None:
+        numbers = index * g + torch.arange(g, device=bound.device)
+        vector = torch.linalg.eigh(family.at(numbers))[1][:, :, -1]
     return Proven(bound, value, index, vector)
 
 
-def _exceeds(matrices: Tensor, thresholds: Tensor) -> Tensor:
-    """Which of the matrices may have an eigenvalue above their threshold."""
+def exceeds(matrices: Tensor, thresholds: Tensor) -> Tensor:
+    """Which of the matrices ``(k, n, n)`` may have an eigenvalue above their threshold."""
     shifted = -matrices
     shifted.diagonal(dim1=-2, dim2=-1).add_(thresholds.unsqueeze(-1))
     return torch.linalg.cholesky_ex(shifted).info != 0
 
 
-def _likely(flat: Tensor, pending: Tensor, m: int, g: int) -> Tensor:
-    """The few of each owner's pending matrices that seem to have the largest eigenvalues."""
-    if len(pending) <= _FIRST * g:
+def _likely(family: Family, pending: Tensor, steps: int) -> Tensor:
+    """Those of the pending that seem to have the largest eigenvalues, a few of each owner."""
+    if len(pending) <= _FEW * family.owners:
         return pending
-    some = flat if len(pending) == len(flat) else flat[pending]
-    x = start_vector(flat.shape[-1]).to(flat).expand(len(pending), -1).unsqueeze(-1)
-    for _ in range(_POWER_STEPS):
-        x = some @ (x / torch.linalg.vector_norm(x, dim=1, keepdim=True))
-    scores = torch.full((m * g,), -1.0, dtype=x.real.dtype, device=flat.device)
-    scores[pending] = torch.linalg.vector_norm(x, dim=1).squeeze(-1)
-    top = scores.reshape(m, g).topk(min(m, _FIRST), dim=0)
-    flat_index = top.indices * g + torch.arange(g, device=flat.device)
-    return flat_index[top.values >= 0]
+    scores = family.scores(start_vector(family.size).to(pending.device), steps)
+    of_pending = torch.full_like(scores, -1.0)
+    of_pending[pending] = scores[pending]
+    table = of_pending.reshape(family.count, family.owners)
+    last = table.topk(min(family.count, _FEW), dim=0).values[-1].clamp_min(0)
+    return pending[scores[pending] >= last[pending % family.owners]]
 
 
-def _largest(matrices: Tensor, steps: int) -> Tensor:
+def _largest(matrices: Tensor, steps: int) -> tuple[Tensor, Optional[Tensor]]:
+    """The largest eigenvalues, from below, and their vectors where they come for nothing."""
     size = matrices.shape[-1]
     if size <= _DIRECT:
-        return torch.linalg.eigvalsh(matrices)[:, -1].clamp_min(0)
+        return torch.linalg.eigvalsh(matrices)[:, -1].clamp_min(0), None
     start = start_vector(size).to(matrices).expand(len(matrices), size)
-    return lanczos(_multiplying(matrices), start, min(steps, size))[0]
+    return lanczos(_multiplying(matrices), start, min(steps, size))
 
 
 def _multiplying(matrices: Tensor) -> Callable[[Tensor], Tensor]:

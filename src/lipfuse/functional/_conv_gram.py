@@ -16,7 +16,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from .._proof import cholesky_margin, prove_largest
+from .._proof import Stack, cholesky_margin, prove_largest
 from ._conv_axis import Table
 
 __all__ = ["Largest", "largest_norm"]
@@ -74,7 +74,7 @@ class _Search:
         self.error = max(self.error, _rounding(weight, matrices))
         for grams, places in _grams(weight, matrices):
             before = torch.full((1,), self.proven, dtype=torch.float64, device=grams.device)
-            found = prove_largest(grams.unsqueeze(1), before)
+            found = prove_largest(Stack(grams.unsqueeze(1)), before)
             self.proven = float(found.bound)
             if float(found.value) > self.estimate:
                 self.estimate = float(found.value)
@@ -89,10 +89,10 @@ class _Search:
             return Largest(bound, 0.0, None)
         matrices, vector, group, transposed = self.where
         inputs = weight.shape[1 if transposed else 2]
-        x = vector.reshape(inputs, *(m.shape[-1] for m in matrices))
+        x = vector.to(torch.complex128).reshape(inputs, *(m.shape[-1] for m in matrices))
         # One axis after the other: (..., pixels of the axis) to (tap, ..., outputs of the axis).
         for m in matrices:
-            x = torch.einsum("jml,il...->i...jm", m.to(vector.dtype), x)
+            x = torch.einsum("jml,il...->i...jm", m.to(x.dtype), x)
         # (input, tap 1, outputs 1, tap 2, ...) to (input, taps..., outputs...)
         axes = len(matrices)
         x = x.permute(0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2))

@@ -19,7 +19,7 @@ __all__ = ["ConvOperator"]
 # Samples an axis for each degree of the squared symbol, and what all Gram matrices may cost, in
 # multiplications, before there are fewer.
 _MOST_SAMPLES, _LEAST_SAMPLES = 16, 8
-_AFFORDABLE = 1e8
+_AFFORDABLE = 2e8
 
 
 class ConvOperator:
@@ -64,9 +64,9 @@ class ConvOperator:
             self.samples = [max(1, often * n) for n in degrees]
             if math.prod(self.samples) / 2 * channels**3 <= _AFFORDABLE:
                 break
-        self.gain = math.prod(
-            1.0 if a.repeats else math.sqrt(a.copies) for a in axes
-        ) / math.prod(math.cos(math.pi * n / (2 * s)) for n, s in zip(degrees, self.samples))
+        self.gain = math.prod(1.0 if a.repeats else math.sqrt(a.copies) for a in axes) / math.prod(
+            math.cos(math.pi * n / (2 * s)) for n, s in zip(degrees, self.samples)
+        )
 
     def norm(self, weight: Tensor) -> Tensor:
         """A bound for each group, ``(groups,)``, differentiable by the singular vectors.

@@ -118,7 +118,7 @@ def conv_spectral_norm(
     largest = float(exact.abs().amax()) if weight.numel() else 0.0
     # A power of two, so that no square leaves the range of float64.
     unit = 2.0 ** math.floor(math.log2(largest)) if largest > 0 else 1.0
-    grouped = (exact / unit).reshape(groups, -1, *weight.shape[1:])
+    grouped = (exact / unit).reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
     if largest == 0:
         value, gradient = 0.0, torch.zeros_like(grouped)
     elif bound == "estimate":
