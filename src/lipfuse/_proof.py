@@ -199,11 +199,11 @@ def lanczos(
 
     Args:
         multiply: multiplies vectors ``(m, n)`` by their matrices.
-        start: ``(m, n)``, not zero.
+        start: ``(m, n)``.
         steps: how often.
     """
     rounding = 1e4 * torch.finfo(start.dtype).eps
-    basis, products = [start / torch.linalg.vector_norm(start, dim=-1, keepdim=True)], []
+    basis, products = [_unit(start)], []
     for _ in range(steps):
         products.append(multiply(basis[-1]))
         known, new = torch.stack(basis, -1), products[-1]
@@ -217,4 +217,10 @@ def lanczos(
     small = known.mH @ torch.stack(products, -1)
     values, vectors = torch.linalg.eigh((small + small.mH) / 2)
     ritz = (known @ vectors[:, :, -1:]).squeeze(-1)
-    return values[:, -1], ritz / torch.linalg.vector_norm(ritz, dim=-1, keepdim=True)
+    return values[:, -1], _unit(ritz)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Of length 1, but zero where it is zero."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return torch.where(length > 0, x / length, 0.0)

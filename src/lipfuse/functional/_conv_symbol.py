@@ -55,7 +55,8 @@ class ConvOperator:
             for k, s, (before, after), d in zip(kernel, stride, pads, dilation)
         ]
         self.kernel = kernel
-        self.most = most
+        # A polar factor computed in training may be so much larger than 1.
+        self.most = most * (1 + 1e-5)
         # Only strides that dilation does not share tell apart the pixels of a block.
         self.steps = [a.stride // math.gcd(a.stride, a.dilation) for a in axes]
         self.taps = [-(-k // s) for k, s in zip(kernel, self.steps)]

@@ -161,7 +161,7 @@ def _symbol_bound(
         and imaginary part of what the weight meets in the wave that comes closest.
     """
     *batch, m, n, count = weight.shape
-    w = weight.reshape(-1, m, n, count)
+    w = weight.reshape(math.prod(batch), m, n, count)
     # Rounding is part of the bound, and grows with n.
     if n > _LARGEST_SINGLE:
         w = w.double()
