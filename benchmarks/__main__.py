@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = (
     *("weights", "spectral", "ortho_conv", "fuse", "activations", "steps", "accelerate"),
-    *("memory", "accuracy"),
+    *("memory", "accuracy", "conv_bounds"),
 )
 
 
