@@ -57,6 +57,16 @@ STABLE_TORCH_LIBRARY(lipfuse, m) {
 
     m.def("spectral_bound(Tensor weight, int squarings) -> Tensor");
 
+    // Gram matrices of convolutions' symbols, sum over terms of even cos + i odd sin, for every
+    // frequency and matrix of the batch: even and odd (batch, n, n, terms), cosines and sines
+    // (terms, frequencies); results (frequencies, batch).
+    m.def(
+        "symbol_scores(Tensor even, Tensor odd, Tensor cosines, Tensor sines, Tensor start,"
+        " int steps) -> Tensor");
+    m.def(
+        "symbol_exceeds(Tensor even, Tensor odd, Tensor cosines, Tensor sines, Tensor thresholds)"
+        " -> Tensor");
+
     // Activations and pools: any floating-point type and layout, which the results keep.
     m.def(
         "sort_pairs(Tensor input, int dim, float scale, bool save)"

@@ -75,6 +75,7 @@ MISMATCHES: list[tuple[str, dict[str, Any], dict[str, Any], str, str]] = [
         "'circular'",
         "'symmetric'",
     ),
+    ("conv2d", {"normalization": "operator"}, {}, "over the operator norm'", "'orthonormal'"),
     ("frobenius2d", {"dilation": 2}, {}, r"dilation=\(2, 2\)", r"dilation=\(1, 1\)"),
     ("transposed", {"stride": 2}, {}, r"stride=\(2, 2\)", r"stride=\(1, 1\)"),
     (

@@ -95,6 +95,14 @@ struct Kernels {
     void (*symmetrize)(const T* a, T alpha, int64_t n, int64_t row_begin, int64_t row_end, T* out);
     // Rows of out (row-major) copied from any strided view.
     void (*gather)(const View<const T>& a, int64_t row_begin, int64_t row_end, T* out);
+
+    // Hermitian matrices of `lanes` frequencies at once: waves.inl. Scratch: n (n + 1) vectors, and
+    // 4 n (scores) or n (exceeds) more.
+    int lanes;
+    void (*wave_scores)(const T* even, const T* odd, int64_t n, int64_t terms, const T* cosines,
+                        const T* sines, const T* start, int steps, T* scratch, T* scores);
+    void (*wave_exceeds)(const T* even, const T* odd, int64_t n, int64_t terms, const T* cosines,
+                         const T* sines, T threshold, T* scratch, uint8_t* flags);
 };
 
 // Half precision, which is only ever loaded and stored.

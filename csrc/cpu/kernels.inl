@@ -17,6 +17,7 @@ namespace lipfuse::cpu::LIPFUSE_ISA {
 #include "element.inl"
 #include "activation.inl"
 #include "pooling.inl"
+#include "waves.inl"
 
 template <class T>
 static constexpr Kernels<T> table() {
@@ -38,6 +39,9 @@ static constexpr Kernels<T> table() {
     t.skew = skew<T>;
     t.symmetrize = symmetrize<T>;
     t.gather = gather<T>;
+    t.lanes = Simd<T>::width;
+    t.wave_scores = wave_scores<T>;
+    t.wave_exceeds = wave_exceeds<T>;
     return t;
 }
 

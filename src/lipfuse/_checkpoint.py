@@ -27,7 +27,10 @@ _MARK = 1957.0
 _VERSION = 1.0
 _KEY = "_extra_state"
 # Their places are in checkpoints: add at the end.
-_NORMALISATIONS = ("orthonormal", "spectral", "frobenius", "frobenius of each output", "another")
+_NORMALISATIONS = (
+    *("orthonormal", "spectral", "frobenius", "frobenius of each output", "another"),
+    *("orthonormal over the operator norm", "spectral over the operator norm"),
+)
 _STALE = 1e-4
 """Relative difference from which deel-torchlip's cached weight is worth a warning."""
 
@@ -115,6 +118,8 @@ class WeightChain(parametrize.ParametrizationList):
         kind = "another"
         if isinstance(step, LipschitzWeight):
             kind = "spectral" if step.method == "spectral" else "orthonormal"
+            if step.operator is not None:
+                kind += " over the operator norm"
         elif isinstance(step, FrobeniusNorm):
             kind = "frobenius of each output" if step.disjoint_neurons else "frobenius"
         return {
@@ -187,7 +192,9 @@ class WeightChain(parametrize.ParametrizationList):
         vectors = [prefix + name for name in ("0._u", "0._v") if prefix + name in state_dict]
         method = step.method if isinstance(step, LipschitzWeight) else "frobenius"
         theirs = None
-        if cached is not None and method in ("spectral", "frobenius"):
+        if cached is not None and getattr(step, "operator", None) is not None:
+            theirs = "by the convolution's corrective factor"
+        elif cached is not None and method in ("spectral", "frobenius"):
             theirs = "by spectral norm and Björck's iteration"
         elif cached is None and vectors and not recorded and method in ("polar", "frobenius"):
             theirs = "by the spectral norm alone"

@@ -24,6 +24,7 @@ from ._checks import (
 )
 from .distributed import is_sharded, whole
 from .functional import convolution
+from .functional._conv_symbol import ConvOperator
 from .functional.normalization import _HALF as HALF
 from .functional.normalization import (
     bjorck,
@@ -209,6 +210,8 @@ class LipschitzWeight(ComputedWeight):
             iterations for smaller values.
         eps_bjorck: Björck's chain: when to stop the iteration.
         backward: of the polar factor, ``"exact"`` or ``"tangent"``.
+        operator: of a convolution whose own norm is to be ``scale``, instead of that of the weight
+            as a matrix.
     """
 
     _u: Optional[Tensor]
@@ -224,8 +227,10 @@ class LipschitzWeight(ComputedWeight):
         eps_spectral: float = 1e-3,
         eps_bjorck: float = 1e-3,
         backward: Literal["exact", "tangent"] = "exact",
+        operator: Optional[ConvOperator] = None,
     ) -> None:
         super().__init__()
+        self.operator = operator
         self.method: Method = check_choice("method", method, ("polar", "bjorck", "spectral"))
         self.scale = check_positive("scale", scale)
         self.groups = check_positive_int("groups", groups)
@@ -244,11 +249,12 @@ class LipschitzWeight(ComputedWeight):
         if self.method != "polar":
             return []
         (weight,) = parameters
-        return [(weight, self.groups, self.scale * headroom(weight))]
+        return [(weight, self.groups, self._own_scale(self.scale * headroom(weight)))]
 
     def assemble(self, factors: list[Tensor]) -> Tensor:
         (weight,) = factors
-        return weight
+        finished = self._finish(as_matrices(weight, self.groups), self.scale * headroom(weight))
+        return finished.reshape(weight.shape)
 
     def forward(self, weight: Tensor) -> Tensor:
         if self.given is not None or self._given_again is not None:
@@ -278,7 +284,26 @@ class LipschitzWeight(ComputedWeight):
             out = self._exactly(scale, w)
         return out.to(weight.dtype).reshape(weight.shape)
 
+    def _own_scale(self, scale: float) -> float:
+        """The largest singular value of the weight itself, before :meth:`_finish`."""
+        return scale if self.operator is None else 1.0
+
+    def _finish(self, normalised: Tensor, scale: float) -> Tensor:
+        """The matrices divided by the norm of their convolution, if that is to be ``scale``."""
+        return normalised if self.operator is None else self.operator.divided(normalised, scale)
+
+    def _checked(self, scale: float, *parameters: Tensor) -> Tensor:
+        exact = super()._checked(self._own_scale(scale), *parameters)
+        if self.operator is not None:
+            # By the very bound of training, which is computed in its precision.
+            dtype = parameters[0].dtype
+            exact = exact.to(torch.float32 if dtype in HALF else dtype)
+        return self._finish(exact, scale)
+
     def _training_step(self, w: Tensor, scale: float) -> Tensor:
+        return self._finish(self._step(w, self._own_scale(scale)), scale)
+
+    def _step(self, w: Tensor, scale: float) -> Tensor:
         if self.method == "polar":
             return ops.orthogonal_weight(w, TRAINING_TOL, scale, self.backward == "tangent")
         assert self._u is not None and self._v is not None
@@ -333,6 +358,8 @@ class LipschitzWeight(ComputedWeight):
         parts = [f"method={self.method!r}", f"scale={self.scale:g}"]
         if self.groups != 1:
             parts.append(f"groups={self.groups}")
+        if self.operator is not None:
+            parts.append("normalization='operator'")
         return ", ".join(parts)
 
 

@@ -37,6 +37,8 @@ __all__ = [
     "spectral_bound",
     "spectral_normalize",
     "spectral_normalize_backward",
+    "symbol_exceeds",
+    "symbol_scores",
 ]
 
 GRADIENT_FLOOR = 1e-4
@@ -391,6 +393,40 @@ def spectral_bound(weight: Tensor, squarings: int) -> Tensor:
     """An upper bound of the spectral norm: here the norm itself, with a margin for rounding."""
     margin = 1 + 4 * math.sqrt(min(weight.shape[-2:])) * torch.finfo(weight.dtype).eps
     return _largest_singular_value(weight) * margin
+
+
+def _symbol_grams(even: Tensor, odd: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """sum over terms of even cos + i odd sin, ``(frequencies, batch, n, n)``."""
+    real = torch.einsum("bijt,tf->fbij", even, cosines)
+    return torch.complex(real, torch.einsum("bijt,tf->fbij", odd, sines))
+
+
+def symbol_scores(
+    even: Tensor, odd: Tensor, cosines: Tensor, sines: Tensor, start: Tensor, steps: int
+) -> Tensor:
+    """The norm of S x after power iteration, for the Gram matrices S of convolutions' symbols.
+
+    S is the sum over terms of even cos + i odd sin, with ``even`` and ``odd``
+    ``(batch, n, n, terms)``, ``cosines`` and ``sines`` ``(terms, frequencies)``; the result is
+    ``(frequencies, batch)``.
+    """
+    grams = _symbol_grams(even, odd, cosines, sines)
+    x = start.to(grams).expand(grams.shape[:-1]).unsqueeze(-1)
+    norm = even.new_zeros(grams.shape[:2])
+    for _ in range(steps):
+        length = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
+        x = grams @ torch.where(length > 0, x / length, 0.0)
+        norm = torch.linalg.vector_norm(x, dim=(-2, -1))
+    return norm
+
+
+def symbol_exceeds(
+    even: Tensor, odd: Tensor, cosines: Tensor, sines: Tensor, thresholds: Tensor
+) -> Tensor:
+    """0 where no eigenvalue of such a matrix exceeds its threshold ``(batch,)``, else 1 (uint8)."""
+    grams = _symbol_grams(even, odd, cosines, sines)
+    shifted = torch.diag_embed(thresholds.unsqueeze(-1).expand(grams.shape[1:3])) - grams
+    return (torch.linalg.cholesky_ex(shifted).info != 0).to(torch.uint8)
 
 
 # ---- activations and pools -----------------------------------------------------------------------

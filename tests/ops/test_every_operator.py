@@ -39,9 +39,9 @@ def compared(case: Case, *results: list[Tensor]) -> list[tuple[Any, ...]]:
 # ---- the table itself ----------------------------------------------------------------------------
 
 
-# Activations and pools, which have other arguments and tests of their own, and what only compiled
-# code calls.
-_ELSEWHERE = ("sort_pairs", "l2_norm_pool2d", "scaled_avg_pool2d", "evaluate")
+# Activations, pools and symbols, which have other arguments and tests of their own, and what only
+# compiled code calls.
+_ELSEWHERE = ("sort_pairs", "l2_norm_pool2d", "scaled_avg_pool2d", "symbol", "evaluate")
 
 
 def test_there_is_a_case_for_every_operator() -> None:

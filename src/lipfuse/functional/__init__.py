@@ -10,6 +10,7 @@ from .activation import (
     lipschitz_prelu,
     max_min,
 )
+from .conv_norm import conv_spectral_norm
 from .convolution import conv_factor
 from .loss import (
     apply_reduction,
@@ -47,6 +48,7 @@ __all__ = [
     "bjorck",
     "categorical_hinge_loss",
     "conv_factor",
+    "conv_spectral_norm",
     "foreach_orthogonalize",
     "foreach_spectral_normalize",
     "frobenius_normalize",

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Literal, Optional, Union
 
-from .. import _native, reference
 from .._checks import check_bool, check_choice, check_int_or_tuple, check_positive_int
+from ._conv_axis import largest_use
 
 __all__ = ["PADDING_MODES", "conv_factor"]
 
@@ -27,6 +27,19 @@ def padding_of_axes(
         totals = [d * (k - 1) for k, d in zip(kernel_size, dilation)]
         return [(t // 2, t - t // 2) for t in totals]
     return [(p, p) for p in check_int_or_tuple("padding", padding, len(kernel_size), 0)]
+
+
+def lengths_of(input_shape: Optional[Sequence[int]], axes: int) -> tuple[int, ...]:
+    """The last numbers of ``input_shape``, one an axis; zeros for None."""
+    if input_shape is None:
+        return (0,) * axes
+    if not isinstance(input_shape, (tuple, list)):
+        raise TypeError(f"input_shape must be a tuple or list of ints, got {input_shape!r}")
+    if len(input_shape) < axes:
+        raise ValueError(
+            f"input_shape must have at least {axes} elements, got {tuple(input_shape)}"
+        )
+    return tuple(check_positive_int("input_shape", n) for n in tuple(input_shape)[-axes:])
 
 
 def conv_factor(
@@ -88,16 +101,7 @@ def conv_factor(
         raise ValueError(
             f"output_padding must be 0 unless transposed is True, got {output_padding!r}"
         )
-    lengths: Sequence[int] = (0,) * axes
-    if input_shape is not None:
-        if not isinstance(input_shape, (tuple, list)):
-            raise TypeError(f"input_shape must be a tuple or list of ints, got {input_shape!r}")
-        if len(input_shape) < axes:
-            raise ValueError(
-                f"input_shape must have at least {axes} elements, got {tuple(input_shape)}"
-            )
-        lengths = [check_positive_int("input_shape", n) for n in tuple(input_shape)[-axes:]]
-    count = _native.kernels.largest_use if _native.kernels is not None else reference.largest_use
+    lengths = lengths_of(input_shape, axes)
     uses = 1
     for k, s, (before, after), d, n, o in zip(kernel, strides, pads, dilations, lengths, extra):
         if transposed and n:
@@ -107,5 +111,5 @@ def conv_factor(
             n = (n - 1) * s + d * (k - 1) + 1 - before - after
             if n < 1:
                 continue
-        uses *= max(1, count(k, s, before, after, d, padding_mode, n))
+        uses *= largest_use(k, s, before, after, d, padding_mode, n)
     return 1 / math.sqrt(uses)

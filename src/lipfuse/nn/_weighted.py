@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from .._checkpoint import WeightChain
 from .._checks import check_choice, check_positive
+from ..functional._conv_symbol import ConvOperator
 from ..parametrizations import (
     BjorckNorm,
     FrobeniusNorm,
@@ -95,7 +96,12 @@ class WeightedModule(LipschitzModule):
         step = self._parametrization
         if kind is BjorckNorm and isinstance(step, LipschitzWeight) and step.method != "spectral":
             step.without_bjorck(layer.parametrizations.weight.original)
-        elif kind is LConvNorm and isinstance(layer, _ConvNd) and not self._without_factor:
+        elif (
+            kind is LConvNorm
+            and isinstance(layer, _ConvNd)
+            and not self._without_factor
+            and layer.normalization == "factor"
+        ):
             self._without_factor = True
             self.k_coef_lip = self.k_coef_lip / self._factor
         elif kind is FrobeniusNorm and isinstance(step, FrobeniusNorm):
@@ -133,6 +139,7 @@ def lipschitz_weight(
     eps_bjorck: Optional[float],
     method: Literal["polar", "bjorck"],
     groups: int = 1,
+    operator: Optional[ConvOperator] = None,
 ) -> LipschitzWeight:
     """The parametrization of a spectral layer."""
     return LipschitzWeight(
@@ -142,4 +149,5 @@ def lipschitz_weight(
         groups=groups,
         eps_spectral=eps_spectral,
         eps_bjorck=DEFAULT_EPS_BJORCK if eps_bjorck is None else eps_bjorck,
+        operator=operator,
     )

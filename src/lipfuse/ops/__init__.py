@@ -20,6 +20,7 @@ from lipfuse.ops.orthogonalize import (
 )
 from lipfuse.ops.power_iteration import power_iteration, spectral_normalize
 from lipfuse.ops.spectral_bound import spectral_bound
+from lipfuse.ops.symbol_bound import symbol_bound
 
 __all__ = [
     "ORDINARY",
@@ -36,6 +37,7 @@ __all__ = [
     "spectral_bjorck",
     "spectral_bound",
     "spectral_normalize",
+    "symbol_bound",
     "transforming",
     "under_autocast",
 ]

@@ -23,15 +23,19 @@ ORDINARY = (Tensor, torch.nn.Parameter)
 """The types of tensors without a will of their own; subclasses may be distributed or fake."""
 
 
-def define(name: str, fake: Callable[..., Any]) -> Any:
+def define(
+    name: str, fake: Callable[..., Any], function: Optional[Callable[..., Any]] = None
+) -> Any:
     """Registers the operator ``lipfuse::name`` and returns its overload.
 
     Args:
         name: of the function in :mod:`lipfuse.reference`.
         fake: takes the same arguments, returns empty tensors of the right shapes.
+        function: of an operator that has no native version, instead.
     """
-    function = getattr(reference, name)
-    if not _native.loaded:
+    only = function is not None
+    function = function or getattr(reference, name)
+    if only or not _native.loaded:
         schema = torch.library.infer_schema(function, mutates_args=())
         _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, _in_full_precision(function), "CompositeExplicitAutograd")
