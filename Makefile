@@ -37,7 +37,7 @@ demo: $(VENV)/.built $(VENV)/.demo
 	$(BIN)/python -m lipfuse demo $(ARGS)
 
 test: $(VENV)/.built $(VENV)/.demo $(VENV)/.test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 bench: $(VENV)/.built
 	$(BIN)/python -m lipfuse bench $(ARGS)

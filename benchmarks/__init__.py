@@ -1,1 +1,9 @@
-"""How fast, how small and how accurate lipfuse is; see README.md."""
+"""How fast, how small, how accurate and how safe lipfuse is; see README.md."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+# In a checkout where the package is not installed.
+if importlib.util.find_spec("lipfuse") is None:
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))

@@ -75,7 +75,6 @@ MISMATCHES: list[tuple[str, dict[str, Any], dict[str, Any], str, str]] = [
         "'circular'",
         "'symmetric'",
     ),
-    ("conv2d", {"normalization": "operator"}, {}, "over the operator norm'", "'orthonormal'"),
     ("frobenius2d", {"dilation": 2}, {}, r"dilation=\(2, 2\)", r"dilation=\(1, 1\)"),
     ("transposed", {"stride": 2}, {}, r"stride=\(2, 2\)", r"stride=\(1, 1\)"),
     (
@@ -272,6 +271,9 @@ def test_theirs_of_another_normalisation_raise() -> None:
     for state in (both.state_dict(), alone.state_dict()):
         with pytest.raises(CheckpointError, match="'frobenius of each output'"):
             lnn.FrobeniusLinear(5, 3).load_state_dict(state, strict=False)
+    factor = torchlip.SpectralConv2d(3, 4, 3).state_dict()
+    with pytest.raises(CheckpointError, match="by the convolution's corrective factor"):
+        lnn.SpectralConv2d(3, 4, 3, normalization="operator").load_state_dict(factor)
     grouped = torchlip.SpectralConv2d(4, 4, 3, groups=2)
     with pytest.raises(CheckpointError, match="by one norm for all groups"):
         lnn.SpectralConv2d(4, 4, 3, groups=2).load_state_dict(grouped.state_dict())
@@ -326,6 +328,10 @@ CANNOT: dict[str, tuple[nn.Module, str]] = {
     "dilation": (lnn.SpectralConv2d(2, 3, 3, stride=2, dilation=2), "got 0.333333 .* takes 0.5"),
     "one axis": (lnn.SpectralConv1d(2, 3, 3), "k_coef_lip=1.73205"),
     "transposed": (lnn.SpectralConvTranspose2d(2, 3, 3, eps_bjorck=None), "got eps_bjorck=None"),
+    "own norm": (
+        lnn.SpectralConv2d(2, 3, 3, normalization="operator"),
+        "have normalization='factor', got normalization='operator'",
+    ),
     "three axes": (lnn.SpectralConv3d(2, 3, 3), "be a layer that deel-torchlip has"),
 }
 
@@ -359,3 +365,16 @@ def test_arguments() -> None:
     plain = nn.Linear(2, 2)
     assert to_deel_state_dict(plain).keys() == plain.state_dict().keys()
     assert lipfuse.convert.CheckpointError is CheckpointError
+
+
+def test_another_way_to_divide_is_another_function() -> None:
+    """By the operator's norm or by the counted factor: the same parameter, another convolution."""
+    by_operator = lnn.SpectralConv2d(2, 3, 3, normalization="operator")
+    by_factor = lnn.SpectralConv2d(2, 3, 3)
+    for source, target in [(by_operator, by_factor), (by_factor, by_operator)]:
+        with pytest.raises(ValueError, match="operator's norm"):
+            target.load_state_dict(source.state_dict())
+    twin = lnn.SpectralConv2d(2, 3, 3, normalization="operator")
+    twin.load_state_dict(by_operator.state_dict())
+    x = torch.randn(1, 2, 6, 6)
+    torch.testing.assert_close(twin.eval()(x), by_operator.eval()(x))

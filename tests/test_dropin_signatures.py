@@ -43,6 +43,7 @@ ABSENT = {
 DEVICE_AND_DTYPE = "device and dtype, where torch.nn has them"
 METHOD = "method, by keyword: how the weight is normalised"
 OWN_K = "k_coef_lip, by keyword: theirs is 1"
+CONVOLUTION = ("method", "normalization")
 ADDED: dict[str, tuple[tuple[str, ...], str]] = {
     "BatchCentering": (("device", "dtype", "k_coef_lip"), f"{DEVICE_AND_DTYPE}; {OWN_K}"),
     "BatchCentering2d": (("device", "dtype", "k_coef_lip"), f"{DEVICE_AND_DTYPE}; {OWN_K}"),
@@ -57,9 +58,9 @@ ADDED: dict[str, tuple[tuple[str, ...], str]] = {
     "PadConv1d": (("device", "dtype"), DEVICE_AND_DTYPE),
     "PadConv2d": (("device", "dtype"), DEVICE_AND_DTYPE),
     "ScaleBiasLayer": (("device", "dtype"), DEVICE_AND_DTYPE),
-    "SpectralConv1d": (("device", "dtype", "method"), f"{DEVICE_AND_DTYPE}; {METHOD}"),
-    "SpectralConv2d": (("device", "dtype", "method"), f"{DEVICE_AND_DTYPE}; {METHOD}"),
-    "SpectralConvTranspose2d": (("method",), METHOD),
+    "SpectralConv1d": (("device", "dtype", *CONVOLUTION), f"{DEVICE_AND_DTYPE}; {METHOD}"),
+    "SpectralConv2d": (("device", "dtype", *CONVOLUTION), f"{DEVICE_AND_DTYPE}; {METHOD}"),
+    "SpectralConvTranspose2d": (CONVOLUTION, METHOD),
     "SpectralLinear": (("device", "dtype", "method"), f"{DEVICE_AND_DTYPE}; {METHOD}"),
     "group_sort": (("scale",), "by keyword: multiplies in the same pass"),
 }

@@ -8,6 +8,7 @@ activations and pools have tests of their own in tests/nn; the operators' gradie
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import io
 import pickle
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import tools
 import torch
+from leak_cases import GEOMETRIES
 from torch import Tensor, nn
 
 import lipfuse.nn as lnn
@@ -31,48 +33,7 @@ every_method = pytest.mark.parametrize("method", METHODS)
 Make = Callable[..., nn.Module]
 SHAPE = tuple[int, ...]
 LAYERS: dict[str, tuple[Make, SHAPE]] = {
-    "Linear square": (lambda **k: lnn.SpectralLinear(16, 16, **k), (16,)),
-    "Linear tall": (lambda **k: lnn.SpectralLinear(5, 24, **k), (5,)),
-    "Linear wide": (lambda **k: lnn.SpectralLinear(24, 5, bias=False, **k), (24,)),
-    "stride 3 dilation 3": (
-        lambda **k: lnn.SpectralConv2d(1, 2, 3, stride=3, dilation=3, **k),
-        (1, 13, 10),
-    ),
-    "stride 2 dilation 2": (
-        lambda **k: lnn.SpectralConv2d(2, 3, 3, stride=2, dilation=2, **k),
-        (2, 8, 7),
-    ),
-    "circular": (
-        lambda **k: lnn.SpectralConv2d(2, 3, 3, padding=2, padding_mode="circular", **k),
-        (2, 5, 6),
-    ),
-    "reflect 3": (
-        lambda **k: lnn.SpectralConv2d(2, 3, 3, padding=1, padding_mode="reflect", **k),
-        (2, 5, 4),
-    ),
-    "reflect 5": (
-        lambda **k: lnn.SpectralConv2d(2, 3, 5, padding=2, padding_mode="reflect", **k),
-        (2, 5, 6),
-    ),
-    "replicate": (
-        lambda **k: lnn.SpectralConv2d(2, 3, 5, padding=2, padding_mode="replicate", **k),
-        (2, 5, 6),
-    ),
-    "symmetric": (
-        lambda **k: lnn.SpectralConv2d(2, 3, 3, padding=(2, 0), padding_mode="symmetric", **k),
-        (2, 5, 6),
-    ),
-    "groups": (lambda **k: lnn.SpectralConv2d(4, 6, 3, padding=1, groups=2, **k), (4, 5, 5)),
-    "strided": (lambda **k: lnn.SpectralConv2d(3, 4, 4, stride=2, padding=1, **k), (3, 6, 6)),
-    "one axis": (lambda **k: lnn.SpectralConv1d(2, 3, 5, stride=2, padding=2, **k), (2, 9)),
-    "transposed": (
-        lambda **k: lnn.SpectralConvTranspose2d(3, 2, 4, stride=2, padding=1, **k),
-        (3, 4, 3),
-    ),
-    "transposed output padding": (
-        lambda **k: lnn.SpectralConvTranspose1d(4, 2, 5, stride=2, output_padding=1, groups=2, **k),
-        (4, 6),
-    ),
+    name: (functools.partial(case.made, lnn), case.shape) for name, case in GEOMETRIES.items()
 }
 every_layer = pytest.mark.parametrize("name", LAYERS)
 

@@ -2,7 +2,17 @@
 
 __version__ = "0.1.0"
 
-from . import convert, functional, metrics, nn, optim, parametrizations, regularizers
+from . import (
+    certification,
+    convert,
+    functional,
+    metrics,
+    nn,
+    optim,
+    parametrizations,
+    regularizers,
+)
+from .certification import certify
 from .condensation import condense
 from .convert import accelerate
 from .evaluation import evaluate_lip_const
@@ -15,6 +25,8 @@ __all__ = [
     "Monitor",
     "__version__",
     "accelerate",
+    "certification",
+    "certify",
     "compute_layer_sv",
     "compute_model_sv",
     "condense",

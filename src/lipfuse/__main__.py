@@ -19,7 +19,7 @@ _COMMANDS = {
         "speed on this machine, against the peers installed",
         "outside the root of a source checkout",
     ),
-    "certify": ("lipfuse.certify", "the certificate of a saved model", "yet"),
+    "certify": ("lipfuse.certification.command", "the certificate of a saved model", "at all"),
 }
 
 

@@ -26,10 +26,16 @@ _MARK = 1957.0
 """What a record begins with. Otherwise it is noise: some code perturbs or redraws whole states."""
 _VERSION = 1.0
 _KEY = "_extra_state"
-# Their places are in checkpoints: add at the end.
+_OF_OPERATOR = ", divided by the operator's norm"
+# Their places are what checkpoints hold: new ones go to the end.
 _NORMALISATIONS = (
-    *("orthonormal", "spectral", "frobenius", "frobenius of each output", "another"),
-    *("orthonormal over the operator norm", "spectral over the operator norm"),
+    "orthonormal",
+    "spectral",
+    "frobenius",
+    "frobenius of each output",
+    "another",
+    "orthonormal" + _OF_OPERATOR,
+    "spectral" + _OF_OPERATOR,
 )
 _STALE = 1e-4
 """Relative difference from which deel-torchlip's cached weight is worth a warning."""
@@ -118,8 +124,7 @@ class WeightChain(parametrize.ParametrizationList):
         kind = "another"
         if isinstance(step, LipschitzWeight):
             kind = "spectral" if step.method == "spectral" else "orthonormal"
-            if step.operator is not None:
-                kind += " over the operator norm"
+            kind += _OF_OPERATOR if step.operator is not None else ""
         elif isinstance(step, FrobeniusNorm):
             kind = "frobenius of each output" if step.disjoint_neurons else "frobenius"
         return {

@@ -57,6 +57,17 @@ def test_stays_in_the_ball_and_in_the_pixel_range(dtype: torch.dtype) -> None:
         assert (margins(model(attacked), labels) <= margins(model(images), labels)).all()
 
 
+def test_every_image_has_a_radius_of_its_own() -> None:
+    model, images = _linear(0)
+    labels = model(images).argmax(dim=1)
+    radii = torch.linspace(0.01, 1.0, len(images), dtype=torch.float64)
+    attacked = l2_pgd(model, images, labels, radii, steps=5)
+    distance = torch.linalg.vector_norm(attacked - images, dim=1)
+    assert (distance <= radii).all() and (distance >= 0.99 * radii).all()
+    with pytest.raises(ValueError, match="radius"):
+        l2_pgd(model, images, labels, radii - 0.01)
+
+
 def test_projection_leaves_what_is_inside_alone() -> None:
     images = torch.full((2, 4), 0.5)
     delta = torch.tensor([[0.1, 0.0, 0.0, 0.0], [0.3, 0.4, 0.0, 0.0]])

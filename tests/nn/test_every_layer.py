@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import lipfuse
 import lipfuse.nn as lnn
 
 IMAGE, ROW = (2, 4, 6, 6), (2, 6)
@@ -131,3 +132,30 @@ def test_export(name: str, k: float) -> None:
         assert torch.allclose(twin.eval()(*x), expected, atol=1e-5)
     own = {t.data_ptr() for t in layer.state_dict().values() if t.numel()}
     assert not any(t.data_ptr() in own for t in plain.state_dict().values())
+
+
+class OfOneInput(nn.Module):
+    """The input for all inputs of a layer."""
+
+    def __init__(self, layer: nn.Module, count: int) -> None:
+        super().__init__()
+        self.layer, self.count = layer, count
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.layer(*[x] * self.count)
+        return out
+
+
+@every_layer
+@pytest.mark.parametrize("exported", [False, True])
+def test_certify_finds_the_constant_or_less(name: str, exported: bool) -> None:
+    """From the weights and the operations, for the layer and for its export."""
+    layer = LAYERS[name][0](k_coef_lip=0.3)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    model = OfOneInput(layer.vanilla_export() if exported else layer, len(inputs_of(name)))
+    certificate = lipfuse.certify(model, LAYERS[name][1][1:])
+    if name == "FrobeniusLinear":  # each output on its own
+        assert float(certificate.outputs.max()) == pytest.approx(0.3, rel=1e-5)
+    else:
+        assert 0.01 < certificate.lipschitz <= 0.3 * (1 + 1e-5)

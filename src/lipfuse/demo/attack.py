@@ -34,12 +34,13 @@ def _norms(delta: Tensor) -> Tensor:
     return norms.view(-1, *[1] * (delta.dim() - 1))
 
 
-def project(delta: Tensor, images: Tensor, radius: float) -> Tensor:
+def project(delta: Tensor, images: Tensor, radius: Tensor | float) -> Tensor:
     """Bring perturbations back into the ball, and the perturbed images back into [0, 1].
 
     In this order: as the image itself lies in [0, 1], clipping to it only shortens a perturbation.
+    The radius is a number, or of a shape that broadcasts against the images.
     """
-    delta = delta * (radius / _norms(delta).clamp_min(radius))
+    delta = delta * (radius / torch.clamp(_norms(delta), min=radius))
     return (images + delta).clamp(0, 1) - images
 
 
@@ -47,7 +48,7 @@ def l2_pgd(
     model: Callable[[Tensor], Tensor],
     images: Tensor,
     labels: Tensor,
-    radius: float,
+    radius: float | Tensor,
     *,
     steps: int = 40,
     restarts: int = 3,
@@ -64,7 +65,7 @@ def l2_pgd(
         model: maps a batch of images to logits.
         images: shape (N, ...), pixels in [0, 1].
         labels: shape (N,).
-        radius: of the ball, L2.
+        radius: of the ball, L2; one for all or one an image, of shape (N,).
         steps: gradient steps a restart.
         restarts: the first starts at ``start`` (or the image itself), the others at random points.
         generator: for the random starting points.
@@ -74,11 +75,12 @@ def l2_pgd(
         Perturbed images, of the same shape; where the margin there is not positive the attack
         has succeeded.
     """
-    if not radius > 0:
+    ball = torch.as_tensor(radius, dtype=images.dtype).reshape(-1, *[1] * (images.dim() - 1))
+    if not bool((ball > 0).all()):
         raise ValueError(f"radius must be positive, got {radius!r}")
     # A hair less, so that rounding, of each pixel and of the norm, cannot leave the ball.
     rounding = torch.finfo(images.dtype).eps * math.sqrt(images[:1].numel())
-    reach = max(radius * (1 - 1e-6) - rounding, 0.5 * radius)
+    reach = torch.maximum(ball * (1 - 1e-6) - rounding, 0.5 * ball)
     best = images.clone()
     best_margin = torch.full((images.shape[0],), float("inf"), dtype=images.dtype)
 
@@ -102,7 +104,7 @@ def l2_pgd(
         delta = project(delta, images, reach)
         for step in range(steps):
             gradient = visit(delta)
-            length = 2 * radius * (1 - step / steps)
+            length = 2 * ball * (1 - step / steps)
             delta = delta - gradient * (length / _norms(gradient).clamp_min(1e-12))
             delta = project(delta, images, reach)
         visit(delta)

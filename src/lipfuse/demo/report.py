@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 import lipfuse
-from lipfuse.demo.evaluation import LayerBound, Robustness
+from lipfuse.certification import Certificate
+from lipfuse.demo.evaluation import Robustness
 from lipfuse.demo.export_proof import ExportProof
 from lipfuse.demo.progress import clock
 from lipfuse.demo.settings import Settings
@@ -29,7 +30,7 @@ class Results:
     held_out: int
     clean_accuracy: float
     robustness: list[Robustness]
-    layer_bounds: list[LayerBound]
+    certificate: Certificate
     lipschitz_bound: float
     largest_jacobian_norm: float
     step_seconds: dict[str, float]
@@ -47,7 +48,8 @@ def _environment() -> dict[str, str]:
 
 def write_json(results: Results, file: Path) -> None:
     """Write all of it, with the versions it was made by."""
-    content = {**dataclasses.asdict(results), "environment": _environment()}
+    plain = dataclasses.replace(results, certificate=results.certificate.to_dict())  # type: ignore[arg-type]
+    content = {**dataclasses.asdict(plain), "environment": _environment()}
     file.write_text(json.dumps(content, indent=2, default=str) + "\n")
 
 
@@ -68,7 +70,6 @@ def table(results: Results) -> str:
     """What a run ends with."""
     settings = results.settings
     shown = [row for row in results.robustness if row.radius in settings.radii]
-    linear = sum(bound.layer == "SpectralLinear" for bound in results.layer_bounds)
     lines = [
         f"{results.held_out:,} held-out digits, pixels in [0, 1]",
         "",
@@ -78,14 +79,16 @@ def table(results: Results) -> str:
         "  certified accuracy  " + "".join(f"{row.certified:10.1%}" for row in shown),
         "  accuracy under PGD  " + "".join(f"{row.attacked:10.1%}" for row in shown),
         "",
-        "  certified: margin / (sqrt(2) x Lipschitz bound) > radius, in float64",
+        "  certified: by every competitor's margin over how steep their difference can be",
         f"  PGD: {settings.attack_steps} steps, {settings.attack_restarts} restarts, on the margin;"
         " no certificate was broken by it",
         "",
         f"Lipschitz constant   at most {results.lipschitz_bound:.8f}, at least "
         f"{results.largest_jacobian_norm:.8f}",
-        f"  at most: product of the largest singular values of the {linear} exported linear layers,"
-        " in float64",
+        "  at most: lipfuse.certify, in float64; confirmed to "
+        f"{results.export.lipschitz_difference:.0e} by the singular values that another",
+        f"  process computes without lipfuse, and all {results.held_out:,} radii to "
+        f"{results.export.radius_difference:.0e}",
         f"  at least: largest norm of the dense Jacobian at {settings.jacobian_images} held-out"
         " digits, in float64",
         "",

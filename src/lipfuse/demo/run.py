@@ -9,14 +9,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from lipfuse.certification import certify
 from lipfuse.demo.data import Digits, load_digits
-from lipfuse.demo.evaluation import (
-    assess,
-    bound_layers,
-    in_float64,
-    jacobian_norms,
-    total_bound,
-)
+from lipfuse.demo.evaluation import assess, in_float64, jacobian_norms
 from lipfuse.demo.export_proof import prove_export
 from lipfuse.demo.model import build_constrained, build_unconstrained
 from lipfuse.demo.plots import (
@@ -85,17 +80,17 @@ def run(settings: Settings) -> Results:
         assert isinstance(plain, nn.Sequential)
         with torch.no_grad():
             logits = model(digits.test_images)
-        export = prove_export(plain, settings.output / "model.pt", digits.test_images, logits)
-
-        bounds = bound_layers(model, plain)
-        lipschitz = total_bound(bounds)
+        certificate = certify(plain, digits.test_images.shape[1:])
+        export = prove_export(
+            plain, settings.output / "model.pt", digits.test_images, logits, certificate
+        )
         images, labels = digits.test_images, digits.test_labels
         assessment = assess(
             plain,
             images,
             labels,
             sorted({*settings.radii, *settings.plot_radii}),
-            lipschitz,
+            certificate,
             steps=settings.attack_steps,
             restarts=settings.attack_restarts,
             seed=settings.seed,
@@ -111,8 +106,8 @@ def run(settings: Settings) -> Results:
             held_out=len(labels),
             clean_accuracy=(assessment.certified > 0).double().mean().item(),
             robustness=assessment.rows,
-            layer_bounds=bounds,
-            lipschitz_bound=lipschitz,
+            certificate=certificate,
+            lipschitz_bound=certificate.lipschitz,
             largest_jacobian_norm=jacobian.max().item(),
             step_seconds=_time_steps(model, digits, settings),
             export=export,

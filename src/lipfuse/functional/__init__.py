@@ -12,6 +12,7 @@ from .activation import (
 )
 from .conv_norm import conv_spectral_norm
 from .convolution import conv_factor
+from .gradient_penalty import gradient_penalty
 from .loss import (
     apply_reduction,
     categorical_hinge_loss,
@@ -53,6 +54,7 @@ __all__ = [
     "foreach_spectral_normalize",
     "frobenius_normalize",
     "full_sort",
+    "gradient_penalty",
     "group_sort",
     "group_sort_2",
     "hinge_margin_loss",
