@@ -358,8 +358,8 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
 
 // Halley's f: with N = (I + c H²)⁻¹, f(H) = (b/c) H + lift H N and C' = (b/c) C + lift N (C + c HCH) N.
 template <class Backend, class T>
-double rational_step(Backend& backend, double l, double accuracy, int64_t n, T** c, T** h,
-                     T** spare) {
+LIPFUSE_DEVICE double rational_step(Backend& backend, double l, double accuracy, int64_t n, T** c,
+                                    T** h, T** spare) {
     constexpr double rounding = std::numeric_limits<T>::epsilon();
     const Halley f(std::max(l, Halley::least(accuracy, rounding)));
     auto view = [&](const T* x) { return backend.view(x, n, n); };
