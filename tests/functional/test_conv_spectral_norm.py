@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 import lipfuse.functional as LF
 from lipfuse import _proof
+from lipfuse.functional import _conv_cover
+from lipfuse.functional._conv_axis import Axis
 from lipfuse.functional.convolution import PADDING_MODES
 
 NUMPY_MODES: dict[str, Any] = {
@@ -140,6 +142,20 @@ def test_a_cover_is_tight_for_larger_inputs(mode: str) -> None:
         loose = float(LF.conv_spectral_norm(weight, **arguments, max_size=1))
         assert exact * (1 - 1e-12) <= found <= 1.05 * exact, (kind, padding, found / exact)
         assert found <= loose
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "symmetric", "circular"])
+def test_the_inside_of_a_cover_does_not_feel_padding(mode: str) -> None:
+    for kernel_size, stride, padding, dilation in ((3, 1, 1, 1), (5, 1, 2, 1), (3, 2, 2, 2)):
+        length = 23
+        outputs = (length + 2 * padding - dilation * (kernel_size - 1) - 1) // stride + 1
+        axis = Axis(kernel_size, stride, padding, padding, dilation, mode, length, outputs)
+        ends = _conv_cover._Ends.of(axis)
+        for t, j in itertools.product(range(outputs), range(kernel_size)):
+            if any(not 0 <= axis.place(t, i) < length for i in range(kernel_size)):
+                pixel = axis.pixel(t, j)
+                assert pixel < ends.left or pixel >= length - ends.right
+        assert ends.left + ends.right < length / 2
 
 
 def test_bounds_for_every_size_are_tight_for_large_inputs() -> None:
