@@ -50,6 +50,7 @@ class WeightedModule(LipschitzModule):
 
     # What k is multiplied by: the convolution's corrective factor.
     _factor: float = 1.0
+    normalization: Literal["factor", "operator"] = "factor"
 
     def _normalise_weight(self, parametrization: nn.Module) -> None:
         assert isinstance(self, nn.Module)
