@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = (
     *("weights", "spectral", "ortho_conv", "fuse", "activations", "steps", "compiled"),
-    *("accelerate", "memory", "accuracy"),
+    *("accelerate", "memory", "accuracy", "conv_bounds"),
 )
 
 

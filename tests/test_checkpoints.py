@@ -271,6 +271,9 @@ def test_theirs_of_another_normalisation_raise() -> None:
     for state in (both.state_dict(), alone.state_dict()):
         with pytest.raises(CheckpointError, match="'frobenius of each output'"):
             lnn.FrobeniusLinear(5, 3).load_state_dict(state, strict=False)
+    factor = torchlip.SpectralConv2d(3, 4, 3).state_dict()
+    with pytest.raises(CheckpointError, match="by the convolution's corrective factor"):
+        lnn.SpectralConv2d(3, 4, 3, normalization="operator").load_state_dict(factor)
     grouped = torchlip.SpectralConv2d(4, 4, 3, groups=2)
     with pytest.raises(CheckpointError, match="by one norm for all groups"):
         lnn.SpectralConv2d(4, 4, 3, groups=2).load_state_dict(grouped.state_dict())
@@ -325,6 +328,10 @@ CANNOT: dict[str, tuple[nn.Module, str]] = {
     "dilation": (lnn.SpectralConv2d(2, 3, 3, stride=2, dilation=2), "got 0.333333 .* takes 0.5"),
     "one axis": (lnn.SpectralConv1d(2, 3, 3), "k_coef_lip=1.73205"),
     "transposed": (lnn.SpectralConvTranspose2d(2, 3, 3, eps_bjorck=None), "got eps_bjorck=None"),
+    "own norm": (
+        lnn.SpectralConv2d(2, 3, 3, normalization="operator"),
+        "have normalization='factor', got normalization='operator'",
+    ),
     "three axes": (lnn.SpectralConv3d(2, 3, 3), "be a layer that deel-torchlip has"),
 }
 

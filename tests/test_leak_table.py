@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-import lipfuse
 import lipfuse.nn as lnn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,16 +21,13 @@ if not (ROOT / "benchmarks" / "leaks.py").is_file():
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import leaks  # noqa: E402
-from benchmarks.leak_measurements import CASES, Library, foreign_checkpoint  # noqa: E402
+from benchmarks.leak_measurements import CASES, Library  # noqa: E402
 
 OURS = Library("lipfuse", lnn, "lipfuse")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.text)
-def test_ours_holds(case: Any, request: pytest.FixtureRequest) -> None:
-    if case.measure is foreign_checkpoint and not hasattr(lipfuse, "accelerate"):
-        mark = pytest.mark.xfail(strict=True, reason="checkpoints carry no settings yet")
-        request.node.add_marker(mark)
+def test_ours_holds(case: Any) -> None:
     row = leaks.run_case(case, OURS, None)
     assert not row.exceeded, row.ours
     assert row.theirs == (case.recorded or "not recorded")

@@ -224,9 +224,33 @@ def test_errors() -> None:
 
 
 @pytest.mark.parametrize(
+    "layer",
+    [
+        lnn.SpectralConv2d(3, 4, 3, padding=1, normalization="operator"),
+        lnn.SpectralConv2d(4, 6, 3, 2, padding=1, groups=2, normalization="operator"),
+        lnn.SpectralConvTranspose2d(3, 2, 3, stride=2, normalization="operator"),
+        lnn.OrthoConv2d(3, 4, 3, stride=2),
+        lnn.OrthoConv2d(4, 6, 2, groups=2, padding_mode="zeros"),
+        lnn.OrthoConvTranspose2d(4, 3, 3),
+    ],
+)
+def test_the_bound_of_a_convolution_is_that_of_its_own_norm(layer: Any) -> None:
+    """Which the layer is divided by, or has to be: not that of its weight as a matrix."""
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stats = lipfuse.monitor(layer)
+    (bound,) = (value for key, value in stats.items() if key.endswith("/bound"))
+    true = tools.operator_norm(layer, (layer.in_channels, 6, 6))
+    assert true * (1 - 1e-5) <= bound <= 1.02
+
+
+@pytest.mark.parametrize(
     "layer, shown",
     [
         (lnn.SpectralLinear(3, 2), "k_coef_lip=1, method='polar'"),
+        (lnn.OrthoConv2d(3, 2, 1, k_coef_lip=0.5), "k_coef_lip=0.5\n"),
         (lnn.SpectralLinear(3, 2, method="bjorck"), "k_coef_lip=1, method='bjorck'"),
         (lnn.SpectralConv2d(1, 1, 1, eps_bjorck=None, k_coef_lip=2.0), "2, method='spectral'"),
         (lnn.FrobeniusLinear(3, 2, k_coef_lip=0.5), "k_coef_lip=0.5, method='frobenius'"),

@@ -26,7 +26,6 @@ _MARK = 1957.0
 """What a record begins with. Otherwise it is noise: some code perturbs or redraws whole states."""
 _VERSION = 1.0
 _KEY = "_extra_state"
-# Their places are in checkpoints: add at the end.
 _OF_OPERATOR = ", divided by the operator's norm"
 # Their places are what checkpoints hold: new ones go to the end.
 _NORMALISATIONS = (
@@ -198,7 +197,9 @@ class WeightChain(parametrize.ParametrizationList):
         vectors = [prefix + name for name in ("0._u", "0._v") if prefix + name in state_dict]
         method = step.method if isinstance(step, LipschitzWeight) else "frobenius"
         theirs = None
-        if cached is not None and method in ("spectral", "frobenius"):
+        if cached is not None and getattr(step, "operator", None) is not None:
+            theirs = "by the convolution's corrective factor"
+        elif cached is not None and method in ("spectral", "frobenius"):
             theirs = "by spectral norm and Björck's iteration"
         elif cached is None and vectors and not recorded and method in ("polar", "frobenius"):
             theirs = "by the spectral norm alone"

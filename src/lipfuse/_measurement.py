@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import ops
 from ._lanczos import extreme_singular_values
+from .functional._conv_symbol import ConvOperator
+from .nn._orthogonal_kernel import OrthogonalKernel
 from .nn.module import LipschitzModule
 from .ops.orthogonalize import INFO
 from .parametrizations import FrobeniusNorm, LipschitzWeight, as_matrices, factor_of
@@ -142,4 +144,19 @@ def _bound(module: nn.Module, chain: Any, weight: Tensor, matrices: Tensor) -> f
     if isinstance(last, FrobeniusNorm) and last.disjoint_neurons:
         return float(torch.linalg.vector_norm(exact.flatten(1), dim=1).max())
     bound = float(ops.spectral_bound(matrices.double().contiguous(), _SQUARINGS).max())
-    return bound / factor_of(module) if isinstance(module, nn.modules.conv._ConvNd) else bound
+    if not isinstance(module, nn.modules.conv._ConvNd) or bound == 0 or bound != bound:
+        return bound
+    kernel: Any = module.kernel_size
+    channels = min(module.in_channels, module.out_channels) // module.groups
+    settings: tuple[Any, Any, str, int, float]
+    if isinstance(last, OrthogonalKernel):
+        # Wherever its ends are, it is a part of the convolution of an infinite plane, or that of a
+        # circle. The adjoint has the same norm.
+        settings = ((0,) * len(kernel), module.dilation, "zeros", channels, math.inf)
+    else:
+        most = 1 / factor_of(module)
+        settings = (module.padding, module.dilation, module.padding_mode, channels, most)
+    operator = ConvOperator(kernel, module.stride, *settings)
+    # It wants matrices no larger than 1.
+    unit = (exact / bound).reshape(module.groups, weight.shape[0] // module.groups, -1, *kernel)
+    return bound * float(operator.norm(unit).max())

@@ -127,8 +127,10 @@ def prove_largest(family: Family, bound: Tensor) -> Proven:
         pending = pending[family.exceeds(pending, bound)]
     vector: Optional[Tensor] = None
     often = 1
-    eps, tiny = torch.finfo(bound.dtype).eps, torch.finfo(bound.dtype).tiny
-    for slack in [s for s in _SLACKS if s >= 16 * eps]:
+    tiny = torch.finfo(bound.dtype).tiny
+    # What is much less than the margin is not worth an attempt.
+    least = cholesky_margin(n, bound.dtype) / 16
+    for slack in [s for s in _SLACKS if s >= least]:
         if not len(pending):
             break
         look = _likely(family, pending, often * _POWER_STEPS)

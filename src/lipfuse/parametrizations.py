@@ -249,14 +249,12 @@ class LipschitzWeight(ComputedWeight):
         if self.method != "polar":
             return []
         (weight,) = parameters
-        return [(weight, self.groups, self.own_scale(self.scale * headroom(weight)))]
+        return [(weight, self.groups, self._own_scale(self.scale * headroom(weight)))]
 
     def assemble(self, factors: list[Tensor]) -> Tensor:
         (weight,) = factors
-        if self.operator is None:
-            return weight
-        scale = self.scale * headroom(weight)
-        return self.finish(as_matrices(weight, self.groups), scale).reshape(weight.shape)
+        finished = self._finish(as_matrices(weight, self.groups), self.scale * headroom(weight))
+        return finished.reshape(weight.shape)
 
     def forward(self, weight: Tensor) -> Tensor:
         if self.given is not None or self._given_again is not None:
@@ -286,21 +284,24 @@ class LipschitzWeight(ComputedWeight):
             out = self._exactly(scale, w)
         return out.to(weight.dtype).reshape(weight.shape)
 
-    def finish(self, normalised: Tensor, scale: float) -> Tensor:
-        """What is left to do for a weight whose largest singular value is :meth:`own_scale`.
-
-        Args:
-            normalised: as matrices.
-            scale: wanted of the weight, or of the convolution.
-        """
-        return normalised if self.operator is None else self.operator.divided(normalised, scale)
-
-    def own_scale(self, scale: float) -> float:
-        """The largest singular value of the weight itself before :meth:`finish`."""
+    def _own_scale(self, scale: float) -> float:
+        """The largest singular value of the weight itself, before :meth:`_finish`."""
         return scale if self.operator is None else 1.0
 
+    def _finish(self, normalised: Tensor, scale: float) -> Tensor:
+        """The matrices divided by the norm of their convolution, if that is to be ``scale``."""
+        return normalised if self.operator is None else self.operator.divided(normalised, scale)
+
+    def _checked(self, scale: float, *parameters: Tensor) -> Tensor:
+        exact = super()._checked(self._own_scale(scale), *parameters)
+        if self.operator is not None:
+            # By the very bound of training, which is computed in its precision.
+            dtype = parameters[0].dtype
+            exact = exact.to(torch.float32 if dtype in HALF else dtype)
+        return self._finish(exact, scale)
+
     def _training_step(self, w: Tensor, scale: float) -> Tensor:
-        return self.finish(self._step(w, self.own_scale(scale)), scale)
+        return self._finish(self._step(w, self._own_scale(scale)), scale)
 
     def _step(self, w: Tensor, scale: float) -> Tensor:
         if self.method == "polar":
@@ -332,14 +333,6 @@ class LipschitzWeight(ComputedWeight):
         # At most 1; where the weight vanishes both are 0 and the quotient is of no account.
         shrink = torch.where(bound > 0, sigma.detach() / bound.clamp_min(1e-37), 1.0).clamp_max(1.0)
         return out * shrink[..., None, None], u, v
-
-    def _checked(self, scale: float, *parameters: Tensor) -> Tensor:
-        exact = super()._checked(self.own_scale(scale), *parameters)
-        if self.operator is not None:
-            # Divided by the very bound of training.
-            dtype = parameters[0].dtype
-            exact = exact.to(torch.float32 if dtype in HALF else dtype)
-        return self.finish(exact, scale)
 
     def _to_full_accuracy(self, scale: float, *parameters: Tensor) -> Tensor:
         (exact,) = parameters

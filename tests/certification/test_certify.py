@@ -93,6 +93,7 @@ LINEAR: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "x - mean": (lambda: Function(lambda x: x - x.mean((2, 3), keepdim=True)), IMAGE),
     "mean": (lambda: Function(lambda x: x.mean(2)), IMAGE),
     "sum": (lambda: Function(lambda x: torch.sum(x, dim=(1, 3), keepdim=True)), IMAGE),
+    "power of one": (lambda: Function(lambda x: x**1), (6,)),
     "cumsum": (lambda: Function(lambda x: x.cumsum(1)), (6,)),
     "repeat": (lambda: Function(lambda x: x.repeat(1, 3)), (6,)),
     "expand": (lambda: Function(lambda x: x[:, None].expand(-1, 4, -1)), (6,)),
@@ -237,6 +238,21 @@ POOLS: dict[str, tuple[nn.Module, tuple[int, ...], float]] = {
     "LogSoftmax": (nn.LogSoftmax(1), (4,), 2.0),
     "logsumexp": (Function(lambda x: x.logsumexp(1)), (4,), 1.0),
     "larger of two": (Function(lambda x: torch.maximum(x, -2 * x)), (3,), math.sqrt(5)),
+    "smallest and largest": (
+        Function(lambda x: torch.cat((x.min(1, True)[0], x.max(1, True)[0]), 1)),
+        (4,),
+        1.0,
+    ),
+    "smallest and largest of one": (
+        Function(lambda x: torch.stack((x.amin(1), x.amax(1)), 1)),
+        (1,),
+        math.sqrt(2),
+    ),
+    "smallest and largest of different": (
+        Function(lambda x: torch.stack((x.amin(1), (3.0 * x).amax(1)), 1)),
+        (1,),
+        math.sqrt(10),
+    ),
     "CReLU": (Function(lambda x: torch.cat((F.relu(x), F.relu(-x)), 1)), (4,), 1.0),
 }
 

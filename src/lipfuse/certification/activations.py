@@ -8,7 +8,7 @@ from typing import Any, Optional
 from torch import Tensor
 
 from .norms import up
-from .rules import constant, refuse, rule, words
+from .rules import constant, rule, words
 from .values import Value, affine, elementwise, nonlinear, unbounded
 
 __all__: list[str] = []
@@ -150,6 +150,3 @@ def _dropout(x: Value, p: float = 0.5, training: bool = True, inplace: bool = Fa
     if training and p != 0.0:
         raise ValueError(f"drops elements at random in training mode (p={p}); call eval() first")
     return affine(x, lambda t: t, moves=True)
-
-
-refuse("draws at random", "fractional_max_pool2d", "fractional_max_pool3d")

@@ -10,11 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_positive_int
-from . import activations, pooling, structure, weighted  # noqa: F401, they fill the table of rules
+from . import (  # noqa: F401, they fill the table of rules
+    activations,
+    arithmetic,
+    pooling,
+    refusals,
+    selection,
+    structure,
+    weighted,
+)
 from .certificate import Certificate, LayerBound
 from .layers import rule_for
+from .modules import computing_weights_exactly
 from .norms import up
-from .tracing import Tracer, computing_weights_exactly
+from .tracing import Tracer
 from .values import Value
 
 __all__ = ["certify"]

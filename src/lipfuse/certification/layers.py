@@ -12,8 +12,9 @@ from .. import nn as lipschitz
 from .._checks import check_finite
 from ..functional.convolution import padding_of_axes
 from ..functional.padding import symmetric_pad
+from .modules import kind_of
 from .norms import up
-from .tracing import ModuleRule, kind_of
+from .tracing import ModuleRule
 from .values import Value, elementwise, nonlinear
 from .weighted import convolution, finite
 

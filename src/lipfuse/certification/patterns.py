@@ -19,7 +19,15 @@ from .norms import up
 from .rules import constant
 from .values import Value, affine, merged, nonlinear
 
-__all__ = ["centred", "householder", "joined", "reflected_halves", "root_of_squares", "sorted_pair"]
+__all__ = [
+    "centred",
+    "householder",
+    "joined",
+    "reflected_halves",
+    "root_of_squares",
+    "smallest_and_largest",
+    "sorted_pair",
+]
 
 # Below this, rounding has long since taken over what a root of squares is.
 _NEGLIGIBLE_SQUARE = 1e-24
@@ -78,6 +86,17 @@ def sorted_pair(tensors: Sequence[Any], join: Callable[[list[Tensor]], Tensor]) 
     if not (same and isinstance(a, Value) and isinstance(b, Value) and a.shape == b.shape):
         return None
     return nonlinear(joined([a, b], join), 1.0, "sorts pairs")
+
+
+def smallest_and_largest(tensors: Sequence[Any]) -> Optional[Value]:
+    """The smallest and the largest of the same elements: two of them, sorted."""
+    ops = {getattr(t, "op", "") for t in tensors}
+    if len(tensors) != 2 or ops not in ({"min", "max"}, {"amin", "amax"}):
+        return None
+    (x, dim), (same, other) = (t.arguments[:2] for t in tensors)
+    if same is not x or not isinstance(dim, int) or other != dim or x.shape[dim] < 2:
+        return None
+    return nonlinear(x, 1.0, "the smallest and the largest")
 
 
 def householder(tensors: Sequence[Any], join: Callable[[list[Tensor]], Tensor]) -> Optional[Value]:

@@ -14,9 +14,18 @@ from typing import Any, NoReturn, Optional
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
-from torch.nn.utils.spectral_norm import SpectralNorm
 
+from .arguments import (
+    distance,
+    each,
+    in_float64,
+    sample_of,
+    size,
+    stand_ins_in,
+    twin_of,
+    values_in,
+)
+from .modules import computing_weights_exactly, is_leaf, kind_of, restore_buffers, where_is
 from .rules import ATTRIBUTES, IN_PLACE, METADATA, REFUSED, RULES, name_of
 from .stand_in import StandIn
 from .values import Value, unbounded
@@ -25,8 +34,6 @@ __all__ = [
     "ModuleRule",
     "Row",
     "Tracer",
-    "computing_weights_exactly",
-    "kind_of",
 ]
 
 _OVERWRITTEN = (
@@ -36,18 +43,6 @@ _OVERWRITTEN = (
 
 # What a module may be replaced by: takes the module and its input, returns a value.
 ModuleRule = Callable[[nn.Module, Value], Value]
-
-
-def kind_of(module: nn.Module) -> type[nn.Module]:
-    """A module's class as it was written: parametrizations give it a class of its own."""
-    kind: type[nn.Module] = parametrize.type_before_parametrizations(module)
-    return kind
-
-
-def where_is(name: str, module: Optional[nn.Module]) -> str:
-    """A module as messages should call it."""
-    kind = "" if module is None else f" ({kind_of(module).__name__})"
-    return f"module '{name}'{kind}" if name else f"the model{kind}"
 
 
 @dataclass(frozen=True)
@@ -106,7 +101,7 @@ class Tracer:
         """
         start = Value(1.0)
         start.op, start.sample, start.twin = "input", sample, twin
-        self._distance = _distance(sample, twin)
+        self._distance = distance(sample, twin)
         with torch.no_grad(), self._watching():
             output = self._followed(self.wrap(start))
         if self._refused is not None:
@@ -176,13 +171,13 @@ class Tracer:
             if "torch._dynamo" in sys.modules:
                 # What is compiled runs as it was written.
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
-            stack.callback(_restore, [(m, dict(m._buffers)) for m in self._model.modules()])
+            stack.callback(restore_buffers, [(m, dict(m._buffers)) for m in self._model.modules()])
             yield
 
     def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         if threading.get_ident() != self._thread:
             return  # somebody else's call of the same model
-        traced = _stand_ins((args, kwargs))
+        traced = stand_ins_in((args, kwargs))
         self._frames.append(_Frame(name, module, inputs=[t.of for t in traced]))
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
             # Before it counts this batch.
@@ -192,7 +187,7 @@ class Tracer:
         if threading.get_ident() != self._thread:
             return
         frame = self._frames.pop()
-        if not _is_leaf(module) or type(output) is not StandIn:
+        if not is_leaf(module) or type(output) is not StandIn:
             return
         value = output.of
         own = 1.0 if not frame.done else None
@@ -213,7 +208,7 @@ class Tracer:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        if not _stand_ins((args, kwargs)):
+        if not stand_ins_in((args, kwargs)):
             return original(*args, **kwargs)
         if len(args) != 1 or kwargs:
             self.refuse(TypeError, "takes one argument to be certified")
@@ -248,10 +243,10 @@ class Tracer:
         def opened(x: Any) -> Any:
             return self.unwrap(x) if type(x) is StandIn else x
 
-        args, kwargs = _each(opened, tuple(args)), _each(opened, kwargs)
+        args, kwargs = each(opened, tuple(args)), each(opened, kwargs)
         name = name_of(function)
-        if name in METADATA and not _values((args[1:], kwargs)):
-            return function(*_each(_sample_of, args), **kwargs)
+        if name in METADATA and not values_in((args[1:], kwargs)):
+            return function(*each(sample_of, args), **kwargs)
         if name in ("__get__", "__set__"):
             return self._attribute(function, args[0])
         if function not in RULES:
@@ -267,11 +262,11 @@ class Tracer:
         except (TypeError, ValueError, NotImplementedError) as error:
             self.refuse(type(error), f"{canonical} {error}", error)
         both = []
-        for pick in (_sample_of, _twin_of):
-            given = _each(pick, args)
+        for pick in (sample_of, twin_of):
+            given = each(pick, args)
             if in_place:
                 given = (given[0].clone(), *given[1:])
-            both.append(self._sample(function, given, _each(pick, kwargs)))
+            both.append(self._sample(function, given, each(pick, kwargs)))
         if isinstance(result, Value):
             return self._one(result, canonical, args, both, target if in_place else None)
         outputs = [
@@ -292,7 +287,7 @@ class Tracer:
         """An output of a function; what it overwrites, if anything."""
         if value is None or not (isinstance(both[0], Tensor) and both[0].is_floating_point()):
             why = f"the result of {canonical} is not continuous"
-            value = unbounded(tuple(_values(args)), why)
+            value = unbounded(tuple(values_in(args)), why)
         if not value.op:
             value.op, value.arguments = canonical, args
         value.sample, value.twin = both
@@ -326,7 +321,7 @@ class Tracer:
         if self._frames:
             frame = self._frames[-1]
             frame.done.append(value)
-            if not _is_leaf(frame.module) and (value.method or value.own != 1.0):
+            if not is_leaf(frame.module) and (value.method or value.own != 1.0):
                 self.rows.append(Row(frame.name, value.op, value.own, value, value.method))
         return self.wrap(value)
 
@@ -338,8 +333,8 @@ class Tracer:
         if not (isinstance(value.sample, Tensor) and value.sample.is_floating_point()):
             return
         tolerance = 1024.0 * torch.finfo(value.sample.dtype).eps
-        scale = _size(value.sample, value.twin)
-        moved, allowed = _distance(value.sample, value.twin), value.rule_bound * self._distance
+        scale = size(value.sample, value.twin)
+        moved, allowed = distance(value.sample, value.twin), value.rule_bound * self._distance
         if moved > allowed + tolerance * scale:
             self.refuse(
                 ValueError,
@@ -347,10 +342,12 @@ class Tracer:
                 f"known of it ({value.method}) is wrong",
             )
         if value.forward is not None:
-            found = value.forward(*[_plain(p.sample) - _plain(p.twin) for p in value.parents])
-            exact = _plain(value.sample) - _plain(value.twin)
+            found = value.forward(
+                *[in_float64(p.sample) - in_float64(p.twin) for p in value.parents]
+            )
+            exact = in_float64(value.sample) - in_float64(value.twin)
             for parent in value.parents:
-                scale += max(1.0, value.own or 1.0) * _size(parent.sample, parent.twin)
+                scale += max(1.0, value.own or 1.0) * size(parent.sample, parent.twin)
             if found.shape != exact.shape or float((found - exact).norm()) > tolerance * scale:
                 self.refuse(ValueError, f"{value.op} does not compute what is known of it")
 
@@ -390,41 +387,6 @@ class _Refusal(BaseException):
         self.error = error
 
 
-@contextlib.contextmanager
-def computing_weights_exactly(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for what computes weights, and nothing else."""
-    computing = [m for m in model.modules() if _computes_its_weight(m)]
-    switched = {m for module in computing for m in _with_parametrizations(module) if m.training}
-    for module in switched:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in switched:
-            module.training = True
-
-
-def _computes_its_weight(module: nn.Module) -> bool:
-    """Whether what it multiplies by may be inexact, or advance its state, in training mode."""
-    hooks = module._forward_pre_hooks.values()
-    package = __name__.partition(".")[0]
-    return (
-        isinstance(module, parametrize.ParametrizationList)
-        or any(kind.__module__.partition(".")[0] == package for kind in type(module).__mro__)
-        or any(isinstance(hook, SpectralNorm) for hook in hooks)
-    )
-
-
-def _with_parametrizations(module: nn.Module) -> Iterator[nn.Module]:
-    yield module
-    if isinstance(module, parametrize.ParametrizationList):
-        yield from module.modules()
-
-
-def _is_leaf(module: nn.Module) -> bool:
-    return all(name == "parametrizations" for name, _ in module.named_children())
-
-
 def _methods_between(inputs: list[Value], output: Value) -> list[str]:
     """How the bound of a module's output follows from those of its inputs."""
     seen = {id(value) for value in inputs}
@@ -440,53 +402,6 @@ def _methods_between(inputs: list[Value], output: Value) -> list[str]:
     visit(output)
     methods.pop("", None)
     return list(methods)
-
-
-def _restore(buffers: list[tuple[nn.Module, dict[str, Optional[Tensor]]]]) -> None:
-    """Take away what a model has kept of a run."""
-    for module, kept in buffers:
-        module._buffers.update(kept)
-
-
-def _each(change: Callable[[Any], Any], arguments: Any) -> Any:
-    """The arguments of a call with a change made to each, in lists and the like too."""
-    if type(arguments) in (tuple, list):
-        return type(arguments)(_each(change, item) for item in arguments)
-    if type(arguments) is dict:
-        return {key: _each(change, item) for key, item in arguments.items()}
-    return change(arguments)
-
-
-def _values(arguments: Any) -> list[Value]:
-    found: list[Value] = []
-    _each(lambda x: found.append(x) if isinstance(x, Value) else None, arguments)
-    return found
-
-
-def _stand_ins(arguments: Any) -> list[StandIn]:
-    found: list[StandIn] = []
-    _each(lambda x: found.append(x) if type(x) is StandIn else None, arguments)
-    return found
-
-
-def _sample_of(x: Any) -> Any:
-    return x.sample if isinstance(x, Value) else x
-
-
-def _twin_of(x: Any) -> Any:
-    return x.twin if isinstance(x, Value) else x
-
-
-def _plain(x: Tensor) -> Tensor:
-    return x.detach().to("cpu", torch.float64)
-
-
-def _distance(x: Tensor, y: Tensor) -> float:
-    return float((_plain(x) - _plain(y)).norm())
-
-
-def _size(x: Tensor, y: Tensor) -> float:
-    return float(_plain(x).norm() + _plain(y).norm())
 
 
 def _memory_of(value: Value) -> Optional[int]:

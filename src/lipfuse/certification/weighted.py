@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .arithmetic import refolded
 from .linear_map import LinearMap
 from .norms import Norm, conv_norm, matrix_norm, up
-from .rules import constant, refuse, rule
-from .structure import refolded
+from .rules import constant, rule
 from .values import Map, Value, affine, times, unbounded
 
 __all__ = ["convolution", "finite"]
@@ -262,6 +262,3 @@ def _instance_norm(
             "with track_running_stats=True in evaluation has one"
         )
     return _normalised(x, running_mean, running_var, weight, bias, eps)
-
-
-refuse("multiplies values that all depend on the input", "einsum", "tensordot", "kron", "addbmm")

@@ -106,6 +106,11 @@ def _check_function(name: str, layer: Any, step: Any) -> None:
             f"{name} must be normalised with eps_bjorck, got eps_bjorck=None: deel-torchlip takes "
             "the spectral norm of another matrix for transposed convolutions"
         )
+    if getattr(step, "operator", None) is not None:
+        raise ValueError(
+            f"{name} must have normalization='factor', got normalization='operator': "
+            "deel-torchlip divides no convolution by its own norm"
+        )
     ours, k = float(layer._factor), float(layer.k_coef_lip)  # type: ignore[arg-type]
     theirs = deel_factor(tuple(layer.kernel_size), tuple(layer.stride))
     if not math.isclose(ours, theirs, rel_tol=1e-6):

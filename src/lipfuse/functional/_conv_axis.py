@@ -28,11 +28,6 @@ def largest_use(
     return max(1, count(kernel, stride, before, after, dilation, mode, length))
 
 
-# Samples an axis for each degree of the squared symbol where the input may be of any size: the
-# factor between samples is then 1 / cos(pi / 32), half a per cent.
-_SAMPLES = 16
-
-
 @dataclass(frozen=True)
 class Table:
     """The matrices of one axis, one a tap, for a batch of frequencies.
@@ -128,28 +123,37 @@ class Axis:
         blocks, rest = divmod(self.length, self.stride)
         return rest == 0 and (self.outputs <= blocks or self.outputs % blocks == 0)
 
-    def repeating(self) -> list[Table]:
-        """Choices of tables with frequencies, of which each bounds the axis.
+    def repeating(self, often: int = 16) -> list[Table]:
+        r"""Choices of tables with frequencies, of which each bounds the axis.
 
         For an axis that does not repeat, a longer one that does and contains it.
+
+        Args:
+            often: how many samples there are for each degree n of the squared symbol where the
+                input is of any size, or longer than these samples would be. Between N samples its
+                root rises to no more than its largest sample over :math:`\cos(\pi n / 2 N)`.
         """
-        if self.mode == "circular" and self.length and self.before + self.after:
-            # The rows of a circle of outputs, each at most `turns` times.
-            step = math.gcd(self.length, self.stride)
-            blocks = self.length // step
-            turns = -(-self.outputs // blocks)
-            return [self._on_circle(step, blocks, 0.0, self._offsets(step), math.sqrt(turns))]
         padded = self if self.mode == "zeros" else self._padded()
         gain = 1.0 if self.repeats else math.sqrt(self.copies)
+        around = self.mode == "circular" and self.length and self.before + self.after
+        if around:
+            # The rows of a circle of outputs, each at most `turns` times.
+            step = math.gcd(self.length, self.stride)
+            circle = self.length // step
+            gain = math.sqrt(-(-self.outputs // circle))
+            padded = replace(padded, stride=step)
         stride = padded.stride // math.gcd(padded.stride, padded.dilation)
         # On an infinite line dilation changes nothing, beyond the divisors it shares with stride.
         offsets = [divmod(j, stride) for j in range(padded.kernel)]
         degree = (padded.kernel - 1) // stride
-        line = max(1, _SAMPLES * degree)
-        circle = padded._circle(stride) if padded.length else line + 1
+        line = max(1, often * degree)
+        if not around:
+            circle = padded._circle(stride) if padded.length else line + 1
         if circle > line:
             gain /= math.cos(math.pi * degree / (2 * line))
             return [padded._on_circle(stride, line, 0.0, offsets, gain)]
+        if around:
+            return [self._on_circle(step, circle, 0.0, self._offsets(step), gain)]
         # Zeros around the input can be a piece of any circle that is long enough, also of one that
         # turns the phase by any angle in going around.
         twists = (0.5, 0.0) if degree else (0.0,)

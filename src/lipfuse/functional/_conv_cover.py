@@ -118,31 +118,48 @@ def _defect(
 
 
 def _covers(weight: Tensor, axes: list[Axis], max_size: int) -> Optional[list[_Cover]]:
+    """For each axis, its whole length or its pieces: what costs the least of those affordable.
+
+    That is, with the longest ramps, and among those on the fewest axes.
+    """
     ends = {i: _Ends.of(a) for i, a in enumerate(axes) if not a.repeats}
-    for ramp in range(min(_LONGEST_RAMP, max(axes[i].length for i in ends)), 1, -1):
-        inputs, outputs = weight.shape[2], weight.shape[1]
-        covered = []
-        for i, end in ends.items():
-            axis = axes[i]
+    best: Optional[tuple[float, list[int], int]] = None
+    for ramp in range(2, min(_LONGEST_RAMP, max(axes[i].length for i in ends)) + 1):
+        cost = 1 - math.cos(math.pi / 2 / ramp)
+        for count in range(len(ends) + 1):
+            for covered in itertools.combinations(ends, count):
+                size = _largest_piece(weight, axes, ends, list(covered), ramp)
+                if size <= max_size and (best is None or count * cost < best[0]):
+                    best = count * cost, list(covered), ramp
+    if best is None:
+        return None
+    _, chosen, ramp = best
+    covers = []
+    for i, axis in enumerate(axes):
+        if i in chosen:
+            covers.append(_cover(axis, ends[i], ramp))
+        else:
+            piece = axis.dense() if i in ends else axis.repeating()[0]
+            covers.append(_Cover([piece], []))
+    return covers
+
+
+def _largest_piece(
+    weight: Tensor, axes: list[Axis], ends: dict[int, _Ends], covered: list[int], ramp: int
+) -> float:
+    """The size of the largest Gram matrix if these axes are covered; infinite if they cannot be."""
+    inputs, outputs = weight.shape[2], weight.shape[1]
+    for i, end in ends.items():
+        axis = axes[i]
+        pixels, rows = axis.length, axis.outputs
+        if i in covered:
             left, right = end.supports(ramp)
+            if left + right + axis.span - 1 > axis.length:  # an output may read both ends
+                return math.inf
             pixels = left + right if axis.mode == "circular" else max(left, right)
-            # No output may read both ends.
-            if left + right + axis.span - 1 <= axis.length:
-                covered.append(i)
-                rows = min(axis.outputs, -(-(pixels + 2 * axis.span) // axis.stride))
-            else:
-                pixels, rows = axis.length, axis.outputs
-            inputs, outputs = inputs * pixels, outputs * rows
-        if min(inputs, outputs) <= max_size:
-            covers = []
-            for i, axis in enumerate(axes):
-                if i in covered:
-                    covers.append(_cover(axis, ends[i], ramp))
-                else:
-                    piece = axis.dense() if i in ends else axis.repeating()[0]
-                    covers.append(_Cover([piece], []))
-            return covers
-    return None
+            rows = min(axis.outputs, -(-(pixels + 2 * axis.span) // axis.stride))
+        inputs, outputs = inputs * pixels, outputs * rows
+    return min(inputs, outputs)
 
 
 def _cover(axis: Axis, ends: _Ends, ramp: int) -> _Cover:

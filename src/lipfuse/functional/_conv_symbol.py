@@ -18,8 +18,8 @@ __all__ = ["ConvOperator"]
 
 # Samples an axis for each degree of the squared symbol, and what all Gram matrices may cost, in
 # multiplications, before there are fewer.
-_MOST_SAMPLES, _LEAST_SAMPLES = 16, 8
-_AFFORDABLE = 2e8
+_MOST_SAMPLES, _LEAST_SAMPLES = 24, 8
+_AFFORDABLE = 1.5e8
 
 
 class ConvOperator:

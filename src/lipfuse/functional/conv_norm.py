@@ -30,6 +30,11 @@ __all__ = ["conv_spectral_norm"]
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 # Up to this size the convolution's own matrix is no more work than frequencies.
 _SMALL = 768
+# Samples of the symbol on each axis for each degree of its square, and what they may cost together,
+# in multiplications; a matrix costs at least what one of this size does.
+_MOST_SAMPLES, _LEAST_SAMPLES = 64, 12
+_AFFORDABLE = 1e9
+_LEAST_SIZE = 16
 # Products with the operator between two restarts of Lanczos' iteration: what is kept in memory.
 _CYCLE = 12
 
@@ -218,12 +223,23 @@ def _of_the_operator(weight: Tensor, axes: list[Axis], max_size: int) -> Iterato
     if 0 < min(inputs, outputs) <= max_size:
         yield largest_norm(weight, [[a.dense() for a in axes]])
         return
-    for choice in itertools.product(*(a.repeating() for a in axes)):
+    often = _samples(weight, axes)
+    for choice in itertools.product(*(a.repeating(often) for a in axes)):
         yield largest_norm(weight, [list(choice)])
     if inputs and not all(a.repeats for a in axes):
         found = norm_by_cover(weight, axes, max_size)
         if found is not None:
             yield found
+
+
+def _samples(weight: Tensor, axes: list[Axis]) -> int:
+    """As many samples a degree as are affordable: the bound is that much tighter."""
+    size = weight.shape[0] * max(min(weight.shape[1:3]), _LEAST_SIZE) ** 3
+    degrees = math.prod(max(1, (a.kernel - 1) // a.stride) for a in axes)
+    for often in range(_MOST_SAMPLES, _LEAST_SAMPLES, -1):
+        if often ** len(axes) * degrees / 2 * size <= _AFFORDABLE:
+            return often
+    return _LEAST_SAMPLES
 
 
 def _gradient(weight: Tensor, at: Largest) -> Tensor:

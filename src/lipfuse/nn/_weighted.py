@@ -50,6 +50,7 @@ class WeightedModule(LipschitzModule):
 
     # What k is multiplied by: the convolution's corrective factor.
     _factor: float = 1.0
+    normalization: Literal["factor", "operator"] = "factor"
 
     def _normalise_weight(self, parametrization: nn.Module) -> None:
         assert isinstance(self, nn.Module)
@@ -100,7 +101,7 @@ class WeightedModule(LipschitzModule):
             kind is LConvNorm
             and isinstance(layer, _ConvNd)
             and not self._without_factor
-            and getattr(layer, "normalization", "factor") == "factor"
+            and layer.normalization == "factor"
         ):
             self._without_factor = True
             self.k_coef_lip = self.k_coef_lip / self._factor

@@ -23,7 +23,7 @@ _CHUNK = 1 << 22
 # Beyond, rounding in float32 would be more than a per cent of the bound.
 _LARGEST_SINGLE = 256
 # Beyond, the triangles of all lanes leave the cache, and blocked factorisations are quicker.
-_LARGEST_WAVE = 160
+_LARGEST_WAVE = 512
 _EPS64 = torch.finfo(torch.float64).eps
 
 
@@ -83,9 +83,8 @@ class _Symbols:
         self.count = grid.cosines.shape[1]
         self._cosines, self._sines = grid.cosines, grid.sines
         n, terms = self.size, len(grid.cosines)
-        flat = weight.double().permute(0, 1, 3, 2).reshape(self.owners, m, taps * n)
-        products = (flat.mT @ flat).reshape(self.owners, taps, n, taps, n)
-        pairs = products.transpose(2, 3)[:, grid.first, grid.second]
+        taps_first = weight.double().permute(0, 3, 1, 2).contiguous()
+        pairs = taps_first[:, grid.first].mT @ taps_first[:, grid.second]
         sums = pairs.new_zeros(self.owners, terms, n, n).index_add_(1, grid.term, pairs)
         even, odd = sums + sums.mT, sums - sums.mT
         even[:, 0] /= 2
@@ -94,7 +93,7 @@ class _Symbols:
         # in this precision the terms, their cosines and the rounding of what they multiply.
         eps = torch.finfo(weight.dtype).eps
         late = torch.linalg.vector_norm((even.abs() + odd.abs()).sum(1), dim=(1, 2))
-        early = torch.linalg.vector_norm(flat.abs().sum(1), dim=1).square()
+        early = torch.linalg.vector_norm(taps_first.abs().sum(1), dim=(1, 2)).square()
         self.error = 1.5 * ((terms + 8) * eps * late + (m + taps + 8) * _EPS64 * early)
         self._even, self._odd = even.to(weight.dtype), odd.to(weight.dtype)
         # A term after the other for each element.
