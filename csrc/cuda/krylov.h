@@ -13,7 +13,7 @@ namespace lipfuse::cuda {
 // One barrier a step: every block keeps the vectors in its own memory, and does all but the product
 // with S itself.
 template <class T>
-LIPFUSE_DEVICE LIPFUSE_NOINLINE Tridiagonal lanczos(Backend<T>& backend, const T* s, int64_t n,
+LIPFUSE_DEVICE Tridiagonal lanczos(Backend<T>& backend, const T* s, int64_t n,
                                                     int steps) {
     if (3 * n > backend.tile_elements()) return lipfuse::lanczos<Backend<T>>(backend, s, n, steps);
     Tridiagonal t;

@@ -64,10 +64,11 @@ def backward(programs, g, w, results, scale=1.0, tangent=False, **settings):
     )
 
 
-def check(w, g, out, info, grad, scale, accuracy=2e-3):
+def check(w, g, out, info, grad, scale, accuracy=2e-3, product=0.0):
+    """``product``: the relative error of products, which small singular values show enlarged."""
     for i in range(len(w)):
         q, s = polar_reference(w[i].astype(float))
-        assert np.linalg.norm(out[i] / scale - q) < 1.5 * TOL
+        assert np.linalg.norm(out[i] / scale - q) < 1.5 * TOL + product * s[0] / s[-1]
         assert np.linalg.norm(out[i].astype(float), 2) <= scale * info[i, 3] * (1 + 1e-6)
         expected = scale * polar_gradient(g[i].astype(float), w[i].astype(float))
         close(grad[i], expected, accuracy * max(1.0, s[0] / s[-1] / 10), g[i] / s[0])
@@ -105,7 +106,7 @@ def test_rough_products_end_with_a_step_in_float32(programs, low):
     assert info[0, 2] < TOL
     assert np.linalg.norm(gram(out[0].astype(float)) - np.eye(80)) < 1.1 * TOL
     (grad,) = backward(programs, g, w, results, products="rough")
-    check(w, g, out, info, grad, 1.0)
+    check(w, g, out, info, grad, 1.0, product=2**-17)
 
 
 @DTYPES
