@@ -85,7 +85,7 @@ def compile_all(arch: str) -> str:
         for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
             command = [
                 nvcc,
-                "-std=c++20",
+                "-std=c++17",
                 "-O3",
                 "--expt-relaxed-constexpr",
                 "-Xptxas=-v",

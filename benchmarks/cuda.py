@@ -269,10 +269,10 @@ POLAR_EXPRESS = [
 TAYLOR = (1.875, -1.25, 0.375)
 
 
-def newton_schulz(w: Tensor, bound: float, steps: list[tuple[float, float, float]]) -> Tensor:
-    """Quintic steps in plain torch, X <- aX + (bA + cA²)X with A = X Xᵀ, for W of at most `bound`."""
+def newton_schulz(w: Tensor, bound: float, plan: list[tuple[float, float, float]]) -> Tensor:
+    """Steps X <- aX + (bA + cA²)X with A = X Xᵀ in plain torch, for a W of at most `bound`."""
     x = w / bound
-    for a, b, c in steps:
+    for a, b, c in plan:
         gram = x @ x.mT
         x = a * x + torch.addmm(gram, gram, gram, beta=b, alpha=c) @ x
     return x

@@ -1,4 +1,4 @@
-// Marks what also runs inside CUDA kernels; on the CPU it means nothing.
+// What also runs inside CUDA kernels is marked; on the CPU the mark means nothing.
 #pragma once
 
 #ifdef __CUDACC__
@@ -6,3 +6,15 @@
 #else
 #define LIPFUSE_DEVICE
 #endif
+
+namespace lipfuse {
+
+// std::swap, which C++17 does not let a kernel call.
+template <class P>
+LIPFUSE_DEVICE inline void exchange(P& a, P& b) {
+    P c = a;
+    a = b;
+    b = c;
+}
+
+}  // namespace lipfuse

@@ -137,7 +137,7 @@ LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high, co
     last.x0[0] = T(unit * p.h * alpha);
     last.diagonal[0] = T(unit * (p.i + p.h * gamma));
     backend.multiply(view(factor), view(right), last, true);
-    std::swap(*result, scratch[1]);
+    exchange(*result, scratch[1]);
     backend.release(mark);
 }
 
@@ -390,9 +390,9 @@ LIPFUSE_DEVICE double rational_step(Backend& backend, double l, double accuracy,
     product(y, *h, *spare, f.c, *c, 1, Mirror::skew);
     product(inverse, *spare, y, 1, nullptr, 0, Mirror::none);
     product(y, inverse, *spare, f.lift, *c, f.b / f.c, Mirror::skew);
-    std::swap(*c, *spare);
+    exchange(*c, *spare);
     product(*h, inverse, *spare, f.lift, *h, f.b / f.c, Mirror::symmetric);
-    std::swap(*h, *spare);
+    exchange(*h, *spare);
     backend.release(mark);
     return f(l);
 }
@@ -424,7 +424,7 @@ LIPFUSE_DEVICE double cubic_step(Backend& backend, double l, int64_t n, T** c, T
     e.x[0] = *h;
     e.x0[0] = T(a);
     backend.multiply(view(*h), view(y), e, true);
-    std::swap(*h, *spare);
+    exchange(*h, *spare);
     backend.release(mark);
     const double least = (1 - p.error) / top;
     return l < p.l ? std::min(least, l * (a - b * l * l)) : least;
@@ -462,7 +462,7 @@ LIPFUSE_DEVICE void damped_inverse(Backend& backend, T* h, double l, int64_t n, 
         e.x[0] = current;
         e.x0[0] = T(1);
         backend.multiply(backend.view(current, n, n), backend.view(y, n, n), e, true);
-        std::swap(current, next);
+        exchange(current, next);
     }
     backend.release(mark);
 }
@@ -528,7 +528,7 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
         while (reduction > tolerance) {
             const double next = 1 / (2 * sigma - rho);
             backend.sylvester_step(h, k, c, T(next * rho), T(2 * next / delta), previous, n);
-            std::swap(k, previous);
+            exchange(k, previous);
             reduction *= next;
             rho = next;
         }

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <utility>
 
 #include "device.h"
 
@@ -95,7 +94,7 @@ LIPFUSE_DEVICE Tridiagonal lanczos(Backend& backend, const typename Backend::Sca
         t.beside[k] = beta;
         if (!(beta > 1e-6 * std::fabs(t.diagonal[k]))) break;
         backend.axpby(n, T(1 / beta), w, T(0), static_cast<const T*>(nullptr), previous);
-        std::swap(v, previous);  // previous now holds the old v, v the new one
+        exchange(v, previous);  // previous now holds the old v, v the new one
     }
     backend.release(mark);
     return t;

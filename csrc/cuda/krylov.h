@@ -3,7 +3,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <utility>
 
 #include "../algorithms/spectrum.h"
 #include "backend.h"
@@ -13,8 +12,7 @@ namespace lipfuse::cuda {
 // One barrier a step: every block keeps the vectors in its own memory, and does all but the product
 // with S itself.
 template <class T>
-LIPFUSE_DEVICE Tridiagonal lanczos(Backend<T>& backend, const T* s, int64_t n,
-                                                    int steps) {
+LIPFUSE_DEVICE Tridiagonal lanczos(Backend<T>& backend, const T* s, int64_t n, int steps) {
     if (3 * n > backend.tile_elements()) return lipfuse::lanczos<Backend<T>>(backend, s, n, steps);
     Tridiagonal t;
     if (steps > n) steps = static_cast<int>(n);
@@ -48,8 +46,8 @@ LIPFUSE_DEVICE Tridiagonal lanczos(Backend<T>& backend, const T* s, int64_t n,
         if (!(beta > 1e-6 * std::fabs(along))) break;
         const T scale = T(1 / beta);
         for (int64_t i = backend.thread(); i < n; i += block_threads) previous[i] *= scale;
-        std::swap(v, previous);
-        std::swap(product, next_product);
+        exchange(v, previous);
+        exchange(product, next_product);
         sync_threads();
     }
     backend.barrier();  // before others get the memory

@@ -49,7 +49,7 @@ def build() -> dict[str, Path]:
         if (where / name).is_file():
             continue
         scratch = where / f"{name}.{os.getpid()}"
-        command = [compiler, "-std=c++20", "-O1", "-g1", *flags, f"-I{ROOT / 'csrc'}", str(SOURCE)]
+        command = [compiler, "-std=c++17", "-O1", "-g1", *flags, f"-I{ROOT / 'csrc'}", str(SOURCE)]
         jobs.append((name, scratch, subprocess.Popen([*command, "-o", str(scratch)])))
     for name, scratch, job in jobs:
         if job.wait():
