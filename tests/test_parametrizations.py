@@ -523,3 +523,20 @@ def test_errors(call: Callable[[], Any], error: type[Exception], message: str) -
     with pytest.raises(error, match=message) as caught:
         call()
     assert caught.type is error
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (4, 3, 2, 2)])
+def test_spectral_norm_has_the_derivatives_of_the_plain_formula(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    grad = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    norm = P.SpectralNorm(weight.detach())
+
+    def derivatives(out: Tensor) -> tuple[Tensor, ...]:
+        (first,) = torch.autograd.grad(out, weight, grad, create_graph=True)
+        return out, first, *torch.autograd.grad(first.square().sum(), (weight, grad))
+
+    found = derivatives(norm(weight))
+    sigma = torch.einsum("i,ij,j", norm._u, weight.flatten(1), norm._v)
+    for ours, plain in zip(found, derivatives(weight / sigma)):
+        torch.testing.assert_close(ours, plain)

@@ -6,7 +6,7 @@ namespace {
 // Calls f(backend, row): a single row has all threads, several share them out.
 template <class T, class F>
 void for_each_row(int64_t rows, int64_t n, F f) {
-    in_team(double(rows) * double(n), [&](Parallel team) {
+    in_team(pass_work * double(rows) * double(n), [&](Parallel team) {
         const int tasks = static_cast<int>(std::min<int64_t>(team.threads, rows));
         team.for_each(tasks, [&](int t) {
             Backend<T> backend(rows == 1 ? team : Parallel{});

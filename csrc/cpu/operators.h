@@ -32,11 +32,12 @@ inline Parallel torch_threads() {
 }
 
 // Calls f(parallel) once, with as many of torch's threads at its side as `work`, in multiplications,
-// is worth: starting a team takes a few microseconds.
+// is worth. Where cores are far apart a pass costs a microsecond more, which for a 64 x 64 matrix is
+// more than the other cores' help.
 template <class F>
 void in_team(double work, F f) {
     const int threads = static_cast<int>(
-        std::min(double(torch::stable::get_num_threads()), std::max(1.0, work / 1.2e5)));
+        std::min(double(torch::stable::get_num_threads()), std::max(1.0, work / 4e5)));
     if (threads <= 1) return f(Parallel{});
     Team team(threads);
     torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t) {
@@ -48,6 +49,9 @@ void in_team(double work, F f) {
         f(team.parallel());
     });
 }
+
+// What a few passes over a weight cost an element, in multiplications of a product.
+constexpr double pass_work = 4;
 
 // Sizes of a (..., rows, cols) tensor.
 struct Matrices {

@@ -45,7 +45,7 @@ std::tuple<Tensor, Tensor, Tensor> power_iteration_op(const Tensor& weight, cons
     Tensor sigma = make(w, batch_sizes(w, {}));
     by_dtype(w, [&](auto zero) {
         using T = decltype(zero);
-        for_each_matrix<T>(m, double(m.area()), [&](Backend<T>& backend, int64_t i) {
+        for_each_matrix<T>(m, pass_work * double(m.area()), [&](Backend<T>& backend, int64_t i) {
             data<T>(sigma)[i] =
                 T(iterate(backend, data<T>(w) + i * m.area(), m, data<T>(new_u) + i * m.rows,
                           data<T>(new_v) + i * m.cols, fresh_v, n_iterations, eps));
@@ -62,7 +62,7 @@ Tensor power_iteration_backward(const Tensor& grad_sigma, const Tensor& u, const
     const Matrices m(out);
     by_dtype(left, [&](auto zero) {
         using T = decltype(zero);
-        for_each_matrix<T>(m, double(m.area()), [&](Backend<T>& backend, int64_t i) {
+        for_each_matrix<T>(m, pass_work * double(m.area()), [&](Backend<T>& backend, int64_t i) {
             backend.rank_one_update(nullptr, T(0), data<T>(g)[i], data<T>(left) + i * rows,
                                     data<T>(right) + i * cols, rows, cols,
                                     data<T>(out) + i * m.area());
@@ -82,7 +82,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> spectral_normalize(const Tensor& weig
     Tensor out = make(w, sizes_of(w));
     by_dtype(w, [&](auto zero) {
         using T = decltype(zero);
-        for_each_matrix<T>(m, double(m.area()), [&](Backend<T>& backend, int64_t i) {
+        for_each_matrix<T>(m, pass_work * double(m.area()), [&](Backend<T>& backend, int64_t i) {
             const T* wi = data<T>(w) + i * m.area();
             const double s = iterate(backend, wi, m, data<T>(new_u) + i * m.rows,
                                      data<T>(new_v) + i * m.cols, fresh_v, n_iterations, eps);
@@ -105,7 +105,7 @@ Tensor spectral_normalize_backward(const Tensor& grad, const std::optional<Tenso
     Tensor out = make(g, sizes_of(g));
     by_dtype(g, [&](auto zero) {
         using T = decltype(zero);
-        for_each_matrix<T>(m, double(m.area()), [&](Backend<T>& backend, int64_t i) {
+        for_each_matrix<T>(m, pass_work * double(m.area()), [&](Backend<T>& backend, int64_t i) {
             const T* gi = data<T>(g) + i * m.area();
             const double si = double(data<T>(s)[i]);
             const double outer = grad_sigma ? double(data<T>(gs)[i]) : 0.0;

@@ -407,12 +407,12 @@ class SpectralNorm(nn.Module):
         w = weight if weight.dim() == 2 and self.dim == 0 else self._matrix(weight)
         advancing = self.training and not recomputing()
         n = self.n_power_iterations if advancing else 0
-        if w.dtype == self._u.dtype and w.dtype not in HALF:
-            out, _, u, v = ops.spectral_normalize(w, self._u, self._v, n, self.eps, 1.0)
+        if advancing and w.dtype == self._u.dtype and w.dtype not in HALF:
+            out = ops.spectral_weight(w, self._u, self._v, n, self.eps)
         else:
             out, _, u, v = spectral_normalize(w, self._u, self._v, n_iterations=n, eps=self.eps)
-        if advancing:
-            torch._foreach_copy_((self._u, self._v), (u.detach(), v.detach()))
+            if advancing:
+                torch._foreach_copy_((self._u, self._v), (u.detach(), v.detach()))
         if w is weight:
             return out
         moved = weight.movedim(self.dim, 0).shape

@@ -19,7 +19,7 @@ from lipfuse.ops.orthogonalize import (
     orthogonal_weight,
     orthogonalize,
 )
-from lipfuse.ops.power_iteration import power_iteration, spectral_normalize
+from lipfuse.ops.power_iteration import power_iteration, spectral_normalize, spectral_weight
 from lipfuse.ops.spectral_bound import spectral_bound
 from lipfuse.ops.symbol_bound import symbol_bound
 
@@ -39,6 +39,7 @@ __all__ = [
     "spectral_bjorck",
     "spectral_bound",
     "spectral_normalize",
+    "spectral_weight",
     "symbol_bound",
     "transforming",
     "under_autocast",

@@ -184,12 +184,13 @@ def _direct(
 
 
 def short_cut(
-    op: Any,
+    name: str,
+    function: Callable[..., Any],
     setup: Callable[[Any, tuple[Any, ...], Any], None],
     backward: Callable[..., Any],
 ) -> Callable[..., Any]:
-    """The first output of ``op``, for weights that :func:`goes_direct` says yes to."""
-    return _direct(op._schema.name, op, setup, backward, (), first_only=True)
+    """The first output of ``function``, for weights that :func:`goes_direct` says yes to."""
+    return _direct(name, function, setup, backward, (), first_only=True)
 
 
 def devices_with_kernels(op: Any) -> frozenset[str]:

@@ -81,8 +81,10 @@ _call = differentiable(_orthogonalize, _setup, _backward, auxiliary=(1, 2))
 _tangent_call = with_gradient(
     "lipfuse::orthogonalize_tangent", _call, _setup, _tangent_backward, auxiliary=(1, 2)
 )
-_short_cut = short_cut(_orthogonalize, _setup, _backward)
-_tangent_short_cut = short_cut(_orthogonalize, _setup, _tangent_backward)
+_short_cut = short_cut("lipfuse::orthogonal_weight", _orthogonalize, _setup, _backward)
+_tangent_short_cut = short_cut(
+    "lipfuse::orthogonal_weight_tangent", _orthogonalize, _setup, _tangent_backward
+)
 
 
 def orthogonal_weight(weight: Tensor, tol: float, scale: float, tangent: bool = False) -> Tensor:

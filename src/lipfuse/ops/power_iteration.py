@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from lipfuse import reference
-from lipfuse.ops._define import define, differentiable, once_differentiable
+from lipfuse.ops._define import (
+    define,
+    differentiable,
+    goes_direct,
+    once_differentiable,
+    short_cut,
+)
 
 # ---- sigma ---------------------------------------------------------------------------------------
 
@@ -115,3 +121,39 @@ def spectral_normalize(
     """``(scale * weight / sigma, sigma, u, v)``."""
     out, sigma, u, v = _normalize_call(weight, u, v, n_iterations, eps, scale)
     return out, sigma, u, v
+
+
+def _advance(weight: Tensor, u: Tensor, v: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    output: tuple[Tensor, ...] = _normalize(weight, u, v, *arguments)
+    torch._foreach_copy_((u, v), output[2:])
+    return output
+
+
+def _setup_weight(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(inputs[0], *output)
+    ctx.eps, ctx.scale = inputs[4], inputs[5]
+
+
+def _backward_weight(ctx: Any, grad: Optional[Tensor]) -> tuple[Any, ...]:
+    out = None
+    if grad is not None:
+        weight, normalized, sigma, u, v = ctx.saved_tensors
+        function = _normalize_backward
+        if torch.is_grad_enabled():  # by the plain formula, from a sigma that depends on W
+            function = reference.spectral_normalize_backward
+            sigma = torch.einsum("...m,...mn,...n->...", u, weight, v)
+        out = function(grad, None, normalized, sigma, u, v, ctx.eps, ctx.scale)
+    return out, None, None, None, None, None
+
+
+_short_cut = short_cut("lipfuse::spectral_weight", _advance, _setup_weight, _backward_weight)
+
+
+def spectral_weight(weight: Tensor, u: Tensor, v: Tensor, n_iterations: int, eps: float) -> Tensor:
+    """``weight / sigma`` alone, by the shortest way there is; u and v are advanced in place."""
+    if not torch.compiler.is_compiling() and goes_direct(weight):
+        out: Tensor = _short_cut(weight, u, v, n_iterations, eps, 1.0)
+        return out
+    out, _, new_u, new_v = spectral_normalize(weight, u, v, n_iterations, eps, 1.0)
+    torch._foreach_copy_((u, v), (new_u.detach(), new_v.detach()))
+    return out
