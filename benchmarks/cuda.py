@@ -374,7 +374,7 @@ def training(bench: Bench) -> None:
                 continue
             kit = steps.KITS.get(contender, steps.KITS[steps.OURS])
             if contender == steps.DEEL:
-                kit = steps._kit(torchlip)
+                kit = steps.kit_of(torchlip)
             model = steps.six_convs(kit)
             steps.set_weights(model)
             model = model.to(bench.device, memory_format=format)
