@@ -83,6 +83,7 @@ Tensor sort_pairs_backward(const Tensor& grad, const Tensor& swapped, int64_t di
     half[d] /= 2;
     STD_TORCH_CHECK(sizes[d] % 2 == 0 && sizes_of(swapped) == half,
                     "lipfuse: swapped must have one element for each pair of grad");
+    STD_TORCH_CHECK(swapped.scalar_type() == ScalarType::Bool, "lipfuse: swapped must be bool");
     const int64_t numel = grad.numel();
     // The layout is that of the flags, hence of the input, whatever the gradient's is. A single pair
     // along dim leaves its stride open: any place among the other dimensions' will do.

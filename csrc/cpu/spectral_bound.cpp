@@ -23,6 +23,7 @@ double proven_bound(Backend<T>& backend, const T* s, int64_t n, int squarings) {
 // An upper bound of the largest singular value of every matrix.
 Tensor spectral_bound(const Tensor& weight, int64_t squarings) {
     const Matrices m(weight);
+    const int most = check_count(squarings, "squarings");
     const Tensor w = packed(weight);
     Tensor out = make(w, batch_sizes(w, {}));
     by_dtype(w, [&](auto zero) {
@@ -38,7 +39,7 @@ Tensor spectral_bound(const Tensor& weight, int64_t squarings) {
             T* s = backend.allocate(m.small() * m.small());
             backend.axpby(m.area(), T(unit), wi, T(0), nullptr, scaled);
             Sided<Backend<T>>{backend, m.rows, m.cols}.gram(scaled, s);
-            const double bound = proven_bound(backend, s, m.small(), static_cast<int>(squarings));
+            const double bound = proven_bound(backend, s, m.small(), most);
             data<T>(out)[i] =
                 T(std::sqrt(bound) / unit * (1 + 4 * double(std::numeric_limits<T>::epsilon())));
             backend.release(mark);
