@@ -1,11 +1,11 @@
 """Operators called with whatever comes: ``python -m benchmarks.fuzz [--seconds S] [--seed N]``.
 
-Every operator of ``torch.ops.lipfuse`` and every function of ``lipfuse._kernels`` is called with valid
-arguments of which some were made unusual or wrong: other shapes, memory layouts, dtypes, devices
-and types, values that are not finite, absurd numbers. A call may give a result, or raise an
-exception of a kind that says what is wrong. Calls are made in a process of their own, so that a crash
-or a hang is seen; the call that did it is named, and is repeated alone by ``--case``. The exit
-status is 1 if there was one.
+Every operator of ``torch.ops.lipfuse`` and every function of ``lipfuse._kernels`` is called with
+valid arguments of which some were made unusual or wrong: other shapes, memory layouts, dtypes,
+devices and types, values that are not finite, absurd numbers. A call may give a result, or raise an
+exception of a kind that says what is wrong. Calls are made in a process of their own, so that a
+crash or a hang is seen; the call that did it is named, and is repeated alone by ``--case``. The
+exit status is 1 if there was one.
 """
 
 from __future__ import annotations

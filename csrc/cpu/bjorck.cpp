@@ -113,6 +113,7 @@ Tensor spectral_bjorck_backward(const Tensor& grad, const Tensor& sigma, const T
                  kept = packed(history), count = packed(steps);
     const Matrices m(g);
     const int64_t most = check_history(g, kept, count, m);
+    STD_TORCH_CHECK(most > 0 || m.numel() == 0, "lipfuse: history must have the first iterate");
     check_like(g, s, 2 * m.batch, "sigma");
     check_like(g, left, m.batch * m.rows, "u");
     check_like(g, right, m.batch * m.cols, "v");

@@ -50,8 +50,8 @@ inline Parallel torch_threads() {
 // more than the other cores' help.
 template <class F>
 void in_team(double work, F f) {
-    const int threads = static_cast<int>(
-        std::min(double(threads_there_are()), std::max(1.0, work / 4e5)));
+    const int threads =
+        static_cast<int>(std::min(double(threads_there_are()), std::max(1.0, work / 4e5)));
     if (threads <= 1) return f(Parallel{});
     Team team(threads);
     torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t) {
@@ -78,8 +78,8 @@ struct Matrices {
         rows = t.size(t.dim() - 2);
         cols = t.size(t.dim() - 1);
         // Empty tensors may have sizes whose products overflow.
-        const double size = double(std::max<int64_t>(1, batch)) * double(std::max<int64_t>(1, rows)) *
-                            double(std::max<int64_t>(1, cols));
+        const double size = double(std::max<int64_t>(1, batch)) *
+                            double(std::max<int64_t>(1, rows)) * double(std::max<int64_t>(1, cols));
         STD_TORCH_CHECK(batch >= 0 && size < 0x1p60, "lipfuse: the tensor's sizes are too large");
     }
     int64_t numel() const { return batch * area(); }

@@ -21,9 +21,9 @@ struct Symbol {
         check_numel(sines, cosines.numel(), "sines");
         for (const Tensor* t : {&odd, &cosines, &sines}) check_same_dtype(even, *t, "arguments");
         // The kernels take one lane of frequencies after the other, and whole triangles.
-        STD_TORCH_CHECK(double(n) * double(n + 1) < 0x1p50 &&
-                            double(batch) * double(frequencies) < 0x1p31,
-                        "lipfuse: the symbol's sizes are too large");
+        STD_TORCH_CHECK(
+            double(n) * double(n + 1) < 0x1p50 && double(batch) * double(frequencies) < 0x1p31,
+            "lipfuse: the symbol's sizes are too large");
     }
 };
 

@@ -616,4 +616,7 @@ def largest_use(
         return _count_on(length, kernel, stride, before, after, dilation, mode)
     if mode == "zeros":  # more pixels between zeros are in more windows
         shortest = longest
-    return max(_count_on(n, kernel, stride, before, after, dilation, mode) for n in range(shortest, longest + 1))
+    return max(
+        _count_on(n, kernel, stride, before, after, dilation, mode)
+        for n in range(shortest, longest + 1)
+    )

@@ -94,7 +94,8 @@ void every_task_runs_once() {
         for (int pass = 0; pass < 5000; ++pass) {
             const int tasks = 2 + pass % 63;
             p.for_each(tasks, [&](int i) { ++runs[size_t(i)]; });
-            for (int i = 0; i < tasks; ++i) require(std::exchange(runs[size_t(i)], 0) == 1, "a task");
+            for (int i = 0; i < tasks; ++i)
+                require(std::exchange(runs[size_t(i)], 0) == 1, "a task");
         }
     });
 }

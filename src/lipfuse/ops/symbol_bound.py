@@ -161,7 +161,9 @@ def _symbol_bound(
     """
     *batch, m, n, count = weight.shape
     axes = len(taps)
-    if not (weight.is_floating_point() and axes and axes == len(samples) and min(*samples, *taps) > 0):
+    if not (
+        weight.is_floating_point() and axes and axes == len(samples) and min(*samples, *taps) > 0
+    ):
         raise ValueError("weight must be real, taps and samples positive, one for each axis")
     if math.prod(taps) != count or math.prod(samples) >= 2**31:
         raise ValueError(
