@@ -22,14 +22,14 @@ import lipfuse.nn as lnn
 from lipfuse import _native
 
 # Large enough for several of torch's threads each.
-SIZE = 96
+SIZE = 64
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "polar": lambda: lnn.SpectralLinear(SIZE, SIZE),
     "bjorck": lambda: lnn.SpectralLinear(SIZE, SIZE, method="bjorck"),
     "spectral": lambda: lnn.SpectralLinear(SIZE, SIZE, eps_bjorck=None),
     "conv": lambda: nn.Sequential(
-        nn.Unflatten(1, (6, 4, 4)),
-        lnn.SpectralConv2d(6, 16, 3, padding=1, normalization="operator"),
+        nn.Unflatten(1, (4, 4, 4)),
+        lnn.SpectralConv2d(4, 8, 3, padding=1, normalization="operator"),
         lnn.GroupSort2(),
         lnn.ScaledL2NormPool2d(2),
     ),
@@ -81,14 +81,13 @@ def steps(layer: nn.Module, x: Tensor, count: int = 4) -> list[Tensor]:
 
 @every_layer
 def test_different_layers_in_several_threads(name: str) -> None:
-    """Each trains as it would alone, to the last bit."""
+    """Each trains as it would alone, but for the order of sums: a new thread has other helpers."""
     with tools.threads(2):
-        layers = [LAYERS[name]() for _ in range(4)]
+        layers = [LAYERS[name]() for _ in range(3)]
         twins = [copy.deepcopy(layer) for layer in layers]
         x = torch.randn(4, SIZE)
         expected = [steps(layer, x) for layer in layers]
-        # A thread has as many helpers as torch gave the first one that asked.
-        found = at_once(4, lambda i: steps(twins[i], x))
+        found = at_once(3, lambda i: steps(twins[i], x))
     for a, b in zip(found, expected, strict=True):
         for one, other in zip(a, b, strict=True):
             assert torch.allclose(one, other, atol=1e-5)
