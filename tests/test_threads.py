@@ -22,14 +22,14 @@ import lipfuse.nn as lnn
 from lipfuse import _native
 
 # Large enough for several of torch's threads each.
-SIZE = 64
+SIZE = 96
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "polar": lambda: lnn.SpectralLinear(SIZE, SIZE),
     "bjorck": lambda: lnn.SpectralLinear(SIZE, SIZE, method="bjorck"),
     "spectral": lambda: lnn.SpectralLinear(SIZE, SIZE, eps_bjorck=None),
     "conv": lambda: nn.Sequential(
-        nn.Unflatten(1, (4, 4, 4)),
-        lnn.SpectralConv2d(4, 8, 3, padding=1, normalization="operator"),
+        nn.Unflatten(1, (6, 4, 4)),
+        lnn.SpectralConv2d(6, 8, 3, padding=1, normalization="operator"),
         lnn.GroupSort2(),
         lnn.ScaledL2NormPool2d(2),
     ),
