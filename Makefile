@@ -2,7 +2,7 @@
 #
 #   PYTHON=python3.12          the Python to make the virtual environment with
 #   TORCH_VERSION=2.11.0       another torch; VENV_FLAGS=--system-site-packages: the one installed
-#   ARGS='--quick'             further arguments of demo, bench and test
+#   ARGS='--quick'             further arguments of demo, bench, test and the checks of the guarantee
 
 PYTHON ?= python3
 TORCH_VERSION ?= 2.13.0
@@ -18,11 +18,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 export PATH := $(abspath $(BIN)):$(PATH)
 
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
-CXX_FILES := $(shell find csrc -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.inl' \
+CXX_FILES := $(shell find csrc tests/native -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.inl' \
                -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-distributed wheel build clean distclean
+.PHONY: help demo test lint format bench bench-distributed wheel leaks attacks longrun fuzz sanitize \
+        build clean distclean
 
 help:
 	@echo "make demo       train, certify, attack and export a classifier of real digits"
@@ -30,6 +31,11 @@ help:
 	@echo "make bench      speed on this machine, against the peers installed"
 	@echo "make bench-distributed  normalisation shared by 1, 2 and 4 processes"
 	@echo "make wheel      sdist and wheel, checked; ARGS='2.11.0 2.14.1': with these torch as well"
+	@echo "make leaks      what leaks in deel-torchlip, with ours beside it: a minute"
+	@echo "make attacks    certified inputs of trained networks under attack: minutes"
+	@echo "make longrun    20,000 steps at a high learning rate, exact norms all along: minutes"
+	@echo "make fuzz       operators called with whatever comes: a minute; ARGS='--seconds 60 --seed 0'"
+	@echo "make sanitize   the native code under Address-, UB- and ThreadSanitizer: minutes"
 	@echo "make lint       ruff, clang-format, mypy"
 	@echo "make format     let ruff and clang-format mend what they can"
 	@echo "make build      only $(VENV) and the package in it, editable"
@@ -49,6 +55,22 @@ bench-distributed: $(VENV)/.built
 
 wheel: $(VENV)/.requirements-$(TORCH_VERSION) $(VENV)/.test $(VENV)/.package
 	PYTHON=$(BIN)/python bash packaging/check.sh $(ARGS)
+
+# The checks of the guarantee: docs/guarantee.md.
+leaks: $(VENV)/.built $(VENV)/.test
+	$(BIN)/python -m benchmarks.leaks $(ARGS)
+
+attacks: $(VENV)/.built $(VENV)/.demo
+	$(BIN)/python -m benchmarks.attacks $(ARGS)
+
+longrun: $(VENV)/.built
+	$(BIN)/python -m benchmarks.longrun $(ARGS)
+
+fuzz: $(VENV)/.built
+	$(BIN)/python -m benchmarks.fuzz $(ARGS)
+
+sanitize: $(VENV)/.requirements-$(TORCH_VERSION) $(VENV)/.test
+	PYTHON=$(abspath $(BIN)/python) bash tests/native/sanitize.sh $(ARGS)
 
 lint: $(VENV)/.requirements-$(TORCH_VERSION) $(VENV)/.demo $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -21,7 +21,7 @@ from benchmarks import peers, runner
 from benchmarks.leak_measurements import CASES, Case, Library, overlapping_maxima
 
 # Float32 with its own rounding, in training too.
-LIMIT = 1 + 2e-5
+LIMIT = 1 + 1e-5
 
 
 @dataclass(frozen=True)

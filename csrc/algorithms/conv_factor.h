@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
+#include <stdexcept>
 #include <vector>
 
 namespace lipfuse {
@@ -54,11 +55,17 @@ inline int64_t count_on(int64_t n, int64_t k, int64_t stride, int64_t before, in
 }  // namespace conv_factor_detail
 
 // The largest number of times one pixel of an axis is used. length = 0: whatever the length, i.e.
-// the maximum over all lengths that the padding mode admits.
+// the maximum over all lengths that the padding mode admits. Throws where counting would take
+// minutes.
 inline int64_t largest_use(int64_t kernel, int64_t stride, int64_t before, int64_t after,
                            int64_t dilation, Padding mode, int64_t length) {
     using conv_factor_detail::count_on;
-    if (length > 0) return count_on(length, kernel, stride, before, after, dilation, mode);
+    const double size = double(dilation) * double(kernel) + double(before) + double(after) +
+                        double(stride) * double(dilation);
+    const double lengths = length > 0 || mode == Padding::zeros ? 1 : 2 * size;
+    if (!(size < 1e9 && lengths * 3 * size * (1 + double(kernel) / double(stride)) < 1e10))
+        throw std::invalid_argument(
+            "kernel, stride, padding and dilation are too large to count the uses of a pixel");
     // Beyond this length both ends are independent of each other, and further pixels only repeat
     // the pattern of the stride: all longer inputs have the count of one of those tried here.
     const int64_t span = dilation * (kernel - 1) + 1;
@@ -67,8 +74,13 @@ inline int64_t largest_use(int64_t kernel, int64_t stride, int64_t before, int64
     if (mode == Padding::reflect) shortest = std::max(before, after) + 1;
     if (mode == Padding::circular || mode == Padding::symmetric)
         shortest = std::max<int64_t>(1, std::max(before, after));
+    const int64_t longest = reach + shortest;
+    if (length > longest) length = longest + (length - longest) % stride;
+    if (length > 0) return count_on(length, kernel, stride, before, after, dilation, mode);
+    // More pixels between zeros are in more windows.
+    if (mode == Padding::zeros) shortest = longest;
     int64_t most = 0;
-    for (int64_t n = shortest; n <= reach + shortest; ++n)
+    for (int64_t n = shortest; n <= longest; ++n)
         most = std::max(most, count_on(n, kernel, stride, before, after, dilation, mode));
     return most;
 }

@@ -7,12 +7,23 @@
 #include <new>
 #include <vector>
 
+// AddressSanitizer does not know of arrays inside a block unless it is told.
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#define LIPFUSE_FORBID(address, bytes) ASAN_POISON_MEMORY_REGION(address, bytes)
+#define LIPFUSE_PERMIT(address, bytes) ASAN_UNPOISON_MEMORY_REGION(address, bytes)
+#else
+#define LIPFUSE_FORBID(address, bytes) static_cast<void>(0)
+#define LIPFUSE_PERMIT(address, bytes) static_cast<void>(0)
+#endif
+
 namespace lipfuse::cpu {
 
 class Arena {
 public:
     static constexpr size_t alignment = 64;
     static constexpr size_t kept_bytes = size_t(64) << 20;  // more than this is given back
+    static constexpr size_t most_bytes = size_t(1) << 60;
 
     struct Mark {
         size_t block, used;
@@ -31,9 +42,12 @@ public:
     Mark mark() const { return {current_, blocks_.empty() ? 0 : blocks_[current_].used}; }
 
     void release(Mark mark) {
-        for (size_t i = mark.block + 1; i < blocks_.size(); ++i) blocks_[i].used = 0;
+        for (size_t i = mark.block; i < blocks_.size(); ++i) {
+            Block& b = blocks_[i];
+            b.used = i == mark.block ? mark.used : 0;
+            LIPFUSE_FORBID(b.data + b.used, b.size - b.used);
+        }
         current_ = mark.block;
-        if (!blocks_.empty()) blocks_[current_].used = mark.used;
         if (mark.block == 0 && mark.used == 0 && total_ > kept_bytes) drop(0);
     }
 
@@ -41,13 +55,15 @@ public:
     T* allocate(int64_t count) {
         // One cache line apart, so that arrays whose sizes are powers of two do not all fall into
         // the same sets of a cache.
-        const size_t bytes =
-            (size_t(count) * sizeof(T) + 18 * alignment - 1) / alignment * alignment;
+        if (count < 0 || count > int64_t(most_bytes / sizeof(T))) throw std::bad_alloc();
+        const size_t wanted = size_t(count) * sizeof(T);
+        const size_t bytes = (wanted + 18 * alignment - 1) / alignment * alignment;
         while (current_ < blocks_.size()) {
             Block& b = blocks_[current_];
             if (b.used + bytes <= b.size) {
                 void* p = b.data + b.used;
                 b.used += bytes;
+                LIPFUSE_PERMIT(p, wanted);
                 return static_cast<T*>(p);
             }
             if (current_ + 1 == blocks_.size()) break;
@@ -62,6 +78,7 @@ public:
         blocks_.push_back({data, size, bytes});
         total_ += size;
         current_ = blocks_.size() - 1;
+        LIPFUSE_FORBID(data + wanted, size - wanted);
         return reinterpret_cast<T*>(data);
     }
 

@@ -19,7 +19,14 @@ public:
     static constexpr bool inverts = true;
 
     explicit Backend(Parallel parallel = {})
-        : kernels_(kernels<T>()), parallel_(parallel), arena_(Arena::of_this_thread()) {}
+        : kernels_(kernels<T>()),
+          parallel_(parallel),
+          arena_(Arena::of_this_thread()),
+          entry_(arena_.mark()) {}
+    Backend(const Backend&) = delete;
+    Backend& operator=(const Backend&) = delete;
+    // An algorithm that was left by an exception has not released what it holds.
+    ~Backend() { arena_.release(entry_); }
 
     // Scratch memory, released in the reverse order of its marks.
     Arena::Mark mark() const { return arena_.mark(); }
@@ -374,6 +381,7 @@ private:
     const Kernels<T>& kernels_;
     Parallel parallel_;
     Arena& arena_;
+    const Arena::Mark entry_;
 };
 
 }  // namespace lipfuse::cpu

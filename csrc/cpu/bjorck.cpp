@@ -6,16 +6,32 @@
 namespace lipfuse::cpu {
 namespace {
 
-Tensor make_history(const Tensor& w, const Matrices& m, int64_t max_iterations, bool save) {
+Tensor make_history(const Tensor& w, const Matrices& m, int max_iterations, bool save) {
     return save ? make(w, batch_sizes(w, {max_iterations, m.rows, m.cols})) : make(w, Sizes{0});
+}
+
+// How many iterates of every matrix a history has room for. No matrix made more steps.
+int64_t check_history(const Tensor& grad, const Tensor& history, const Tensor& steps,
+                      const Matrices& m) {
+    check_same_dtype(grad, history, "history");
+    const int64_t most = history.numel() / std::max<int64_t>(1, m.numel());
+    STD_TORCH_CHECK(steps.scalar_type() == ScalarType::Long, "lipfuse: steps must be int64");
+    check_numel(steps, m.batch, "steps");
+    for (int64_t i = 0; m.area() > 0 && i < m.batch; ++i) {
+        const int64_t count = data<int64_t>(steps)[i];
+        STD_TORCH_CHECK(count >= 0 && count <= most, "lipfuse: steps must be in [0, ", most,
+                        "], the iterates that history has, got ", count);
+    }
+    return most;
 }
 
 std::tuple<Tensor, Tensor, Tensor> bjorck_op(const Tensor& weight, double beta,
                                              int64_t max_iterations, double eps, bool save) {
     const Matrices m(weight);
+    const int most = check_count(max_iterations, "max_iterations");
     const Tensor w = packed(weight);
     Tensor out = make(w, sizes_of(w));
-    Tensor history = make_history(w, m, max_iterations, save);
+    Tensor history = make_history(w, m, most, save);
     Tensor steps = make_int64(w, batch_sizes(w, {}));
     by_dtype(w, [&](auto zero) {
         using T = decltype(zero);
@@ -23,9 +39,8 @@ std::tuple<Tensor, Tensor, Tensor> bjorck_op(const Tensor& weight, double beta,
             T* kept = data_or_null<T>(history);
             double shrink;
             data<int64_t>(steps)[i] = bjorck(
-                backend, data<T>(w) + i * m.area(), m.rows, m.cols, beta,
-                static_cast<int>(max_iterations), eps, 1.0, false, data<T>(out) + i * m.area(),
-                kept ? kept + i * max_iterations * m.area() : nullptr, &shrink);
+                backend, data<T>(w) + i * m.area(), m.rows, m.cols, beta, most, eps, 1.0, false,
+                data<T>(out) + i * m.area(), kept ? kept + i * most * m.area() : nullptr, &shrink);
         });
     });
     return {out, history, steps};
@@ -35,7 +50,7 @@ Tensor bjorck_backward_op(const Tensor& grad, const Tensor& history, const Tenso
                           double beta) {
     const Tensor g = packed(grad), kept = packed(history), count = packed(steps);
     const Matrices m(g);
-    const int64_t most = kept.numel() / std::max<int64_t>(1, m.batch * m.area());
+    const int64_t most = check_history(g, kept, count, m);
     Tensor out = make(g, sizes_of(g));
     by_dtype(g, [&](auto zero) {
         using T = decltype(zero);
@@ -53,15 +68,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> spectral_bjorck(
     const Tensor& weight, const Tensor& u, const std::optional<Tensor>& v, int64_t n_iterations,
     double eps, double beta, int64_t max_iterations, double eps_bjorck, double scale, bool save) {
     const Matrices m(weight);
+    const int times = check_count(n_iterations, "n_iterations");
+    const int most = check_count(max_iterations, "max_iterations");
     const Tensor w = packed(weight);
-    check_same_dtype(w, u, "u");
-    check_numel(u, m.batch * m.rows, "u");
-    if (v) check_numel(*v, m.batch * m.cols, "v");
+    check_like(w, u, m.batch * m.rows, "u");
+    if (v) check_like(w, *v, m.batch * m.cols, "v");
     Tensor new_u = copied(u);
     Tensor new_v = v ? copied(*v) : make(w, batch_sizes(w, {m.cols}));
     Tensor out = make(w, sizes_of(w));
     Tensor sigma = make(w, batch_sizes(w, {2}));
-    Tensor history = make_history(w, m, max_iterations, save);
+    Tensor history = make_history(w, m, most, save);
     Tensor steps = make_int64(w, batch_sizes(w, {}));
     by_dtype(w, [&](auto zero) {
         using T = decltype(zero);
@@ -71,8 +87,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> spectral_bjorck(
             T* vi = data<T>(new_v) + i * m.cols;
             const auto view = Backend<T>::view(wi, m.rows, m.cols);
             if (!v) backend.normalized_product_of_transpose(view, ui, vi, eps);
-            const double s =
-                power_iteration(backend, view, ui, vi, static_cast<int>(n_iterations), eps);
+            const double s = power_iteration(backend, view, ui, vi, times, eps);
             T* kept = data_or_null<T>(history);
             T* qi = data<T>(out) + i * m.area();
             const auto mark = backend.mark();
@@ -80,9 +95,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> spectral_bjorck(
             backend.axpby(m.area(), T(1 / (std::fabs(s) < eps ? eps : s)), wi, T(0), nullptr,
                           scaled);
             double shrink;
-            data<int64_t>(steps)[i] = bjorck(
-                backend, scaled, m.rows, m.cols, beta, static_cast<int>(max_iterations), eps_bjorck,
-                scale, true, qi, kept ? kept + i * max_iterations * m.area() : nullptr, &shrink);
+            data<int64_t>(steps)[i] =
+                bjorck(backend, scaled, m.rows, m.cols, beta, most, eps_bjorck, scale, true, qi,
+                       kept ? kept + i * most * m.area() : nullptr, &shrink);
             backend.release(mark);
             data<T>(sigma)[2 * i] = T(s);
             data<T>(sigma)[2 * i + 1] = T(shrink);
@@ -97,7 +112,11 @@ Tensor spectral_bjorck_backward(const Tensor& grad, const Tensor& sigma, const T
     const Tensor g = packed(grad), s = packed(sigma), left = packed(u), right = packed(v),
                  kept = packed(history), count = packed(steps);
     const Matrices m(g);
-    const int64_t most = kept.numel() / std::max<int64_t>(1, m.batch * m.area());
+    const int64_t most = check_history(g, kept, count, m);
+    STD_TORCH_CHECK(most > 0 || m.numel() == 0, "lipfuse: history must have the first iterate");
+    check_like(g, s, 2 * m.batch, "sigma");
+    check_like(g, left, m.batch * m.rows, "u");
+    check_like(g, right, m.batch * m.cols, "v");
     Tensor out = make(g, sizes_of(g));
     by_dtype(g, [&](auto zero) {
         using T = decltype(zero);

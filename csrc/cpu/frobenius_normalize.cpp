@@ -41,7 +41,10 @@ std::tuple<Tensor, Tensor> frobenius_normalize(const Tensor& weight, double eps,
 Tensor frobenius_normalize_backward(const Tensor& grad, const Tensor& normalized,
                                     const Tensor& norm, double eps, double scale) {
     const Tensor g = packed(grad), w = packed(normalized), size = packed(norm);
+    STD_TORCH_CHECK(g.dim() >= 1, "lipfuse: expected a tensor of at least 1 dimension");
     const int64_t n = g.size(g.dim() - 1), rows = n ? g.numel() / n : 0;
+    check_like(g, w, g.numel(), "normalized");
+    if (n) check_like(g, size, rows, "norm");
     Tensor out = make(g, sizes_of(g));
     by_dtype(g, [&](auto zero) {
         using T = decltype(zero);

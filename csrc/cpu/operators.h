@@ -7,6 +7,10 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <pthread.h>
+
+#include <atomic>
+#include <limits>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -20,6 +24,16 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Sizes = std::vector<int64_t>;
 
+// A forked process has none of the threads that its parent's pool waits for: it works alone.
+inline std::atomic<bool> forked{false};
+inline const int fork_is_noticed =
+    pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
+
+inline int threads_there_are() {
+    if (forked.load(std::memory_order_relaxed)) return 1;
+    return static_cast<int>(torch::stable::get_num_threads());
+}
+
 inline void run_on_torch_threads(void*, int tasks, void (*body)(void*, int), void* context) {
     torch::stable::parallel_for(0, tasks, 1, [=](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) body(context, static_cast<int>(i));
@@ -27,7 +41,7 @@ inline void run_on_torch_threads(void*, int tasks, void (*body)(void*, int), voi
 }
 
 inline Parallel torch_threads() {
-    const int threads = static_cast<int>(torch::stable::get_num_threads());
+    const int threads = threads_there_are();
     return threads > 1 ? Parallel{threads, run_on_torch_threads, nullptr} : Parallel{};
 }
 
@@ -36,8 +50,8 @@ inline Parallel torch_threads() {
 // more than the other cores' help.
 template <class F>
 void in_team(double work, F f) {
-    const int threads = static_cast<int>(
-        std::min(double(torch::stable::get_num_threads()), std::max(1.0, work / 4e5)));
+    const int threads =
+        static_cast<int>(std::min(double(threads_there_are()), std::max(1.0, work / 4e5)));
     if (threads <= 1) return f(Parallel{});
     Team team(threads);
     torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t) {
@@ -63,7 +77,12 @@ struct Matrices {
         for (int64_t i = 0; i < t.dim() - 2; ++i) batch *= t.size(i);
         rows = t.size(t.dim() - 2);
         cols = t.size(t.dim() - 1);
+        // Empty tensors may have sizes whose products overflow.
+        const double size = double(std::max<int64_t>(1, batch)) *
+                            double(std::max<int64_t>(1, rows)) * double(std::max<int64_t>(1, cols));
+        STD_TORCH_CHECK(batch >= 0 && size < 0x1p60, "lipfuse: the tensor's sizes are too large");
     }
+    int64_t numel() const { return batch * area(); }
     int64_t area() const { return rows * cols; }
     int64_t small() const { return std::min(rows, cols); }
     int64_t big() const { return std::max(rows, cols); }
@@ -92,7 +111,9 @@ inline Tensor make(const Tensor& like, const Sizes& sizes, int32_t dtype) {
     int64_t step = 1;
     for (int64_t i = dims - 1; i >= 0; --i) {
         strides[i] = step;
-        step *= std::max<int64_t>(1, sizes[static_cast<size_t>(i)]);
+        STD_TORCH_CHECK(!__builtin_mul_overflow(
+                            step, std::max<int64_t>(1, sizes[static_cast<size_t>(i)]), &step),
+                        "lipfuse: a result would be too large");
     }
     AtenTensorHandle handle = nullptr;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes.data(), strides, dtype,
@@ -127,6 +148,7 @@ T* data_or_null(const Tensor& t) {
     return t.numel() ? static_cast<T*>(t.data_ptr()) : nullptr;
 }
 
+// Operators can be called with anything: all that a kernel will read through a pointer is checked.
 inline void check_same_dtype(const Tensor& a, const Tensor& b, const char* name) {
     STD_TORCH_CHECK(a.scalar_type() == b.scalar_type(), "lipfuse: ", name,
                     " must have the dtype of the weight");
@@ -134,6 +156,21 @@ inline void check_same_dtype(const Tensor& a, const Tensor& b, const char* name)
 inline void check_numel(const Tensor& t, int64_t expected, const char* name) {
     STD_TORCH_CHECK(t.numel() == expected, "lipfuse: ", name, " must have ", expected,
                     " elements, got ", t.numel());
+}
+
+// A tensor that belongs to the matrices of `like`.
+inline void check_like(const Tensor& like, const Tensor& t, int64_t expected, const char* name) {
+    check_same_dtype(like, t, name);
+    check_numel(t, expected, name);
+}
+// How often to do something.
+inline int check_count(int64_t n, const char* name) {
+    STD_TORCH_CHECK(n >= 0 && n <= std::numeric_limits<int>::max(), "lipfuse: ", name,
+                    " must be in [0, 2^31), got ", n);
+    return static_cast<int>(n);
+}
+inline void check_tolerance(double tol) {
+    STD_TORCH_CHECK(tol >= 0, "lipfuse: tol must not be negative, got ", tol);
 }
 
 // Calls f(T{}) with the element type.

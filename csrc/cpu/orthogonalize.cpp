@@ -74,7 +74,8 @@ std::vector<Job> jobs_of(const std::vector<Tensor>& weights, const std::vector<i
     for (size_t i = 0; i < weights.size(); ++i) {
         const Tensor& w = weights[i];
         STD_TORCH_CHECK(w.dim() >= 2 && w.scalar_type() == weights[0].scalar_type() &&
-                            groups[i] > 0 && w.size(0) % groups[i] == 0,
+                            groups[i] > 0 && groups[i] <= std::max<int64_t>(1, w.size(0)) &&
+                            w.size(0) % groups[i] == 0,
                         "lipfuse: weight ", i,
                         " must have at least 2 dimensions, the dtype of the first, and a first"
                         " dimension that its groups divide");
@@ -94,6 +95,20 @@ std::vector<Job> jobs_of(const Tensor& weight, double scale) {
 }
 
 using Tensors = std::vector<Tensor>;
+
+// What the backward reads of weight i: as many elements as its matrices have.
+void check_backward(const Tensor& grad, const Tensor& weight, const Tensor& orthogonal,
+                    const Tensor& root, const Job& job, int64_t count) {
+    check_like(grad, weight, count * job.area(), "weight");
+    check_like(grad, orthogonal, count * job.area(), "orthogonal");
+    check_same_dtype(grad, root, "inverse_root");
+    if (root.numel() != 0 || job.rows != job.cols)
+        check_numel(root, count * job.root_area(), "inverse_root");
+}
+void check_info(const Tensor& info, int64_t matrices) {
+    STD_TORCH_CHECK(info.scalar_type() == ScalarType::Double, "lipfuse: info must be float64");
+    check_numel(info, matrices * info_size, "info");
+}
 
 // Q of every job into `out`, (WᵀW)^(-1/2) into `roots` where there is room for it.
 void run(const std::vector<Job>& jobs, const Tensors& weights, double tol, const Tensors& out,
@@ -131,6 +146,7 @@ void run_backward(const std::vector<Job>& jobs, const Tensors& grads, const Tens
 std::tuple<Tensor, Tensor, Tensor> orthogonalize(const Tensor& weight, double tol, double scale,
                                                  bool save) {
     const Matrices m(weight);
+    check_tolerance(tol);
     const Tensor w = packed(weight);
     const bool keep = save && m.rows != m.cols;
     Tensor out = make(w, sizes_of(w));
@@ -143,10 +159,14 @@ std::tuple<Tensor, Tensor, Tensor> orthogonalize(const Tensor& weight, double to
 Tensor orthogonalize_backward(const Tensor& grad, const Tensor& weight, const Tensor& orthogonal,
                               const Tensor& inverse_root, const Tensor& info, double tol,
                               double scale, bool tangent) {
-    const Tensor g = packed(grad);
+    const Tensor g = packed(grad), found = packed(info);
+    const Matrices m(g);
+    check_tolerance(tol);
+    check_info(found, m.batch);
+    check_backward(g, weight, orthogonal, inverse_root, {0, 0, 0, m.rows, m.cols, scale}, m.batch);
     Tensor out = make(g, sizes_of(g));
     run_backward(jobs_of(g, scale), {g}, {packed(weight)}, {packed(orthogonal)},
-                 {packed(inverse_root)}, packed(info), tol, tangent, {out});
+                 {packed(inverse_root)}, found, tol, tangent, {out});
     return out;
 }
 
@@ -155,6 +175,7 @@ std::tuple<Tensors, Tensors, Tensor> foreach_orthogonalize(Tensors weights,
                                                            std::vector<double> scales, double tol,
                                                            bool save) {
     STD_TORCH_CHECK(!weights.empty(), "lipfuse: weights must not be empty");
+    check_tolerance(tol);
     const std::vector<Job> jobs = jobs_of(weights, groups, scales);
     Tensors out, roots;
     for (size_t i = 0, k = 0; i < weights.size(); k += size_t(groups[i++])) {
@@ -174,16 +195,23 @@ Tensors foreach_orthogonalize_backward(Tensors grads, Tensors weights, Tensors o
                                        std::vector<int64_t> groups, std::vector<double> scales,
                                        double tol, bool tangent) {
     STD_TORCH_CHECK(!weights.empty(), "lipfuse: weights must not be empty");
+    for (const Tensors* list : {&grads, &orthogonal, &inverse_roots})
+        STD_TORCH_CHECK(list->size() == weights.size(),
+                        "lipfuse: lists of tensors must have the length of weights");
+    check_tolerance(tol);
+    const std::vector<Job> jobs = jobs_of(weights, groups, scales);
+    check_info(info, static_cast<int64_t>(jobs.size()));
     Tensors out;
-    for (size_t i = 0; i < grads.size(); ++i) {
+    for (size_t i = 0, k = 0; i < grads.size(); k += size_t(groups[i++])) {
+        check_like(weights[i], grads[i], weights[i].numel(), "grads");
+        check_backward(grads[i], weights[i], orthogonal[i], inverse_roots[i], jobs[k], groups[i]);
         grads[i] = packed(grads[i]);
         weights[i] = packed(weights[i]);
         orthogonal[i] = packed(orthogonal[i]);
         inverse_roots[i] = packed(inverse_roots[i]);
         out.push_back(make(grads[i], sizes_of(grads[i])));
     }
-    run_backward(jobs_of(weights, groups, scales), grads, weights, orthogonal, inverse_roots,
-                 packed(info), tol, tangent, out);
+    run_backward(jobs, grads, weights, orthogonal, inverse_roots, packed(info), tol, tangent, out);
     return out;
 }
 

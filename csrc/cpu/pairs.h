@@ -68,6 +68,7 @@ struct SwapTensors {
         half[d] /= 2;
         STD_TORCH_CHECK(sizes[d] % 2 == 0 && sizes_of(flags) == half,
                         "lipfuse: swapped must have one element for each pair of grad");
+        STD_TORCH_CHECK(flags.scalar_type() == ScalarType::Bool, "lipfuse: swapped must be bool");
         const int64_t numel = grad.numel();
         // A single pair along dim leaves its stride open: any place among the other dimensions'
         // will do.

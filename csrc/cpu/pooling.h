@@ -50,7 +50,8 @@ private:
 
 inline int64_t windows_along(int64_t size, int64_t kernel, bool ceil_mode) {
     STD_TORCH_CHECK(kernel >= 1, "lipfuse: kernels must be at least 1, got ", kernel);
-    return ceil_mode ? (size + kernel - 1) / kernel : size / kernel;
+    STD_TORCH_CHECK(size >= 0, "lipfuse: sizes must not be negative, got ", size);
+    return size / kernel + (ceil_mode && size % kernel != 0);
 }
 
 inline Pool pool_over(const Images& images, int64_t height, int64_t width, int64_t kernel_height,

@@ -13,11 +13,9 @@ struct Vectors {
 // u and v to be iterated on: copies of what was given; v is made from u where it is missing.
 Vectors start(const Tensor& weight, const Tensor& u, const std::optional<Tensor>& v,
               const Matrices& m) {
-    check_same_dtype(weight, u, "u");
-    check_numel(u, m.batch * m.rows, "u");
+    check_like(weight, u, m.batch * m.rows, "u");
     if (v) {
-        check_same_dtype(weight, *v, "v");
-        check_numel(*v, m.batch * m.cols, "v");
+        check_like(weight, *v, m.batch * m.cols, "v");
         return {copied(u), copied(*v), false};
     }
     return {copied(u), make(weight, batch_sizes(weight, {m.cols})), true};
@@ -30,16 +28,17 @@ double divisor(double sigma, double eps) {
 
 template <class T>
 double iterate(Backend<T>& backend, const T* w, const Matrices& m, T* u, T* v, bool fresh_v,
-               int64_t n_iterations, double eps) {
+               int n_iterations, double eps) {
     const auto view = Backend<T>::view(w, m.rows, m.cols);
     if (fresh_v) backend.normalized_product_of_transpose(view, u, v, eps);
-    return power_iteration(backend, view, u, v, static_cast<int>(n_iterations), eps);
+    return power_iteration(backend, view, u, v, n_iterations, eps);
 }
 
 std::tuple<Tensor, Tensor, Tensor> power_iteration_op(const Tensor& weight, const Tensor& u,
                                                       const std::optional<Tensor>& v,
                                                       int64_t n_iterations, double eps) {
     const Matrices m(weight);
+    const int times = check_count(n_iterations, "n_iterations");
     const Tensor w = packed(weight);
     auto [new_u, new_v, fresh_v] = start(w, u, v, m);
     Tensor sigma = make(w, batch_sizes(w, {}));
@@ -48,7 +47,7 @@ std::tuple<Tensor, Tensor, Tensor> power_iteration_op(const Tensor& weight, cons
         for_each_matrix<T>(m, pass_work * double(m.area()), [&](Backend<T>& backend, int64_t i) {
             data<T>(sigma)[i] =
                 T(iterate(backend, data<T>(w) + i * m.area(), m, data<T>(new_u) + i * m.rows,
-                          data<T>(new_v) + i * m.cols, fresh_v, n_iterations, eps));
+                          data<T>(new_v) + i * m.cols, fresh_v, times, eps));
         });
     });
     return {sigma, new_u, new_v};
@@ -60,6 +59,8 @@ Tensor power_iteration_backward(const Tensor& grad_sigma, const Tensor& u, const
     const int64_t rows = left.size(left.dim() - 1), cols = right.size(right.dim() - 1);
     Tensor out = make(left, batch_sizes(left, {rows, cols}, 1));
     const Matrices m(out);
+    check_like(left, g, m.batch, "grad_sigma");
+    check_like(left, right, m.batch * cols, "v");
     by_dtype(left, [&](auto zero) {
         using T = decltype(zero);
         for_each_matrix<T>(m, pass_work * double(m.area()), [&](Backend<T>& backend, int64_t i) {
@@ -76,6 +77,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> spectral_normalize(const Tensor& weig
                                                               int64_t n_iterations, double eps,
                                                               double scale) {
     const Matrices m(weight);
+    const int times = check_count(n_iterations, "n_iterations");
     const Tensor w = packed(weight);
     auto [new_u, new_v, fresh_v] = start(w, u, v, m);
     Tensor sigma = make(w, batch_sizes(w, {}));
@@ -85,7 +87,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> spectral_normalize(const Tensor& weig
         for_each_matrix<T>(m, pass_work * double(m.area()), [&](Backend<T>& backend, int64_t i) {
             const T* wi = data<T>(w) + i * m.area();
             const double s = iterate(backend, wi, m, data<T>(new_u) + i * m.rows,
-                                     data<T>(new_v) + i * m.cols, fresh_v, n_iterations, eps);
+                                     data<T>(new_v) + i * m.cols, fresh_v, times, eps);
             data<T>(sigma)[i] = T(s);
             backend.axpby(m.area(), T(scale / divisor(s, eps)), wi, T(0), nullptr,
                           data<T>(out) + i * m.area());
@@ -102,6 +104,11 @@ Tensor spectral_normalize_backward(const Tensor& grad, const std::optional<Tenso
                  right = packed(v);
     const Matrices m(g);
     const Tensor gs = grad_sigma ? packed(*grad_sigma) : s;
+    check_like(g, w, m.numel(), "normalized");
+    check_like(g, s, m.batch, "sigma");
+    check_like(g, gs, m.batch, "grad_sigma");
+    check_like(g, left, m.batch * m.rows, "u");
+    check_like(g, right, m.batch * m.cols, "v");
     Tensor out = make(g, sizes_of(g));
     by_dtype(g, [&](auto zero) {
         using T = decltype(zero);

@@ -19,7 +19,11 @@ struct Symbol {
         frequencies = cosines.size(1);
         check_numel(odd, even.numel(), "odd");
         check_numel(sines, cosines.numel(), "sines");
-        for (const Tensor* t : {&odd, &cosines, &sines}) check_same_dtype(*t, even, "arguments");
+        for (const Tensor* t : {&odd, &cosines, &sines}) check_same_dtype(even, *t, "arguments");
+        // The kernels take one lane of frequencies after the other, and whole triangles.
+        STD_TORCH_CHECK(
+            double(n) * double(n + 1) < 0x1p50 && double(batch) * double(frequencies) < 0x1p31,
+            "lipfuse: the symbol's sizes are too large");
     }
 };
 
@@ -58,8 +62,8 @@ void for_each_wave(const Symbol& s, const Tensor& cosines, const Tensor& sines, 
 Tensor symbol_scores(const Tensor& even_in, const Tensor& odd_in, const Tensor& cosines_in,
                      const Tensor& sines_in, const Tensor& start_in, int64_t steps) {
     const Symbol s(even_in, odd_in, cosines_in, sines_in);
-    check_numel(start_in, s.n, "start");
-    check_same_dtype(start_in, even_in, "start");
+    check_like(even_in, start_in, s.n, "start");
+    const int times = check_count(steps, "steps");
     const Tensor even = packed(even_in), odd = packed(odd_in), start = packed(start_in);
     const Tensor cosines = packed(cosines_in), sines = packed(sines_in);
     Tensor out = make(even, {s.frequencies, s.batch});
@@ -72,8 +76,7 @@ Tensor symbol_scores(const Tensor& even_in, const Tensor& odd_in, const Tensor& 
             [&](int64_t b, int64_t first, int64_t count, const T* c, const T* d, T* scratch) {
                 T scores[64];
                 kernels<T>().wave_scores(data<T>(even) + b * area, data<T>(odd) + b * area, s.n,
-                                         s.terms, c, d, data<T>(start), static_cast<int>(steps),
-                                         scratch, scores);
+                                         s.terms, c, d, data<T>(start), times, scratch, scores);
                 for (int64_t l = 0; l < count; ++l)
                     data<T>(out)[(first + l) * s.batch + b] = scores[l];
             });
@@ -85,8 +88,7 @@ Tensor symbol_scores(const Tensor& even_in, const Tensor& odd_in, const Tensor& 
 Tensor symbol_exceeds(const Tensor& even_in, const Tensor& odd_in, const Tensor& cosines_in,
                       const Tensor& sines_in, const Tensor& thresholds_in) {
     const Symbol s(even_in, odd_in, cosines_in, sines_in);
-    check_numel(thresholds_in, s.batch, "thresholds");
-    check_same_dtype(thresholds_in, even_in, "thresholds");
+    check_like(even_in, thresholds_in, s.batch, "thresholds");
     const Tensor even = packed(even_in), odd = packed(odd_in), thresholds = packed(thresholds_in);
     const Tensor cosines = packed(cosines_in), sines = packed(sines_in);
     Tensor out = make(even, {s.frequencies, s.batch}, aoti_torch_dtype_uint8());

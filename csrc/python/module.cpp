@@ -18,8 +18,12 @@ using namespace lipfuse;
 
 namespace {
 
+// Copies are made of arrays whose elements are not aligned.
+constexpr int aligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
 template <class T>
-using Array = py::array_t<T, py::array::c_style>;
+using Array = py::array_t<T, py::array::c_style | aligned>;
+template <class T>
+using StridedArray = py::array_t<T, aligned>;
 
 template <class T>
 void require_matrix(const Array<T>& a, const char* name) {
@@ -30,13 +34,13 @@ void require_matrix(const Array<T>& a, const char* name) {
 
 // Matrix multiplication with any strides of a and b, to test the product kernels.
 template <class T>
-py::array_t<T> matmul(const py::array_t<T>& a, const py::array_t<T>& b, bool symmetric) {
+py::array_t<T> matmul(const StridedArray<T>& a, const StridedArray<T>& b, bool symmetric) {
     if (a.ndim() != 2 || b.ndim() != 2 || a.shape(1) != b.shape(0))
         throw py::value_error("a and b must be matrices with a.shape[1] == b.shape[0]");
     if (symmetric && a.shape(0) != b.shape(1))
         throw py::value_error("a symmetric product must be square");
-    py::array_t<T> out({a.shape(0), b.shape(1)});
     const auto item = static_cast<int64_t>(sizeof(T));
+    py::array_t<T> out({a.shape(0), b.shape(1)});
     cpu::View<const T> va{a.data(), a.shape(0), a.shape(1), a.strides(0) / item,
                           a.strides(1) / item};
     cpu::View<const T> vb{b.data(), b.shape(0), b.shape(1), b.strides(0) / item,
@@ -48,9 +52,14 @@ py::array_t<T> matmul(const py::array_t<T>& a, const py::array_t<T>& b, bool sym
     return out;
 }
 
+void require_count(int n, const char* name) {
+    if (n < 0) throw py::value_error(std::string(name) + " must not be negative");
+}
+
 template <class T>
 py::tuple power(const Array<T>& weight, const Array<T>& v, int n_iterations, double eps) {
     require_matrix(weight, "weight");
+    require_count(n_iterations, "n_iterations");
     if (v.ndim() != 1 || v.shape(0) != weight.shape(1))
         throw py::value_error("v must have shape (weight.shape[1],)");
     Array<T> new_u(weight.shape(0)), new_v(weight.shape(1));
@@ -66,6 +75,7 @@ py::tuple power(const Array<T>& weight, const Array<T>& v, int n_iterations, dou
 template <class T>
 py::tuple bjorck_array(const Array<T>& weight, double beta, int max_iterations, double eps) {
     require_matrix(weight, "weight");
+    require_count(max_iterations, "max_iterations");
     Array<T> out({weight.shape(0), weight.shape(1)});
     cpu::Backend<T> backend;
     double shrink;
@@ -78,6 +88,7 @@ py::tuple bjorck_array(const Array<T>& weight, double beta, int max_iterations, 
 template <class T>
 py::tuple polar_array(const Array<T>& weight, double tol) {
     require_matrix(weight, "weight");
+    if (!(tol >= 0)) throw py::value_error("tol must not be negative");
     Array<T> out({weight.shape(0), weight.shape(1)});
     cpu::Backend<T> backend;
     const PolarInfo info = polar(backend, weight.data(), weight.shape(0), weight.shape(1), tol, 1.0,

@@ -36,6 +36,9 @@ __all__ = [
 
 _T = TypeVar("_T")
 
+# Beyond this a size or a number of steps is a mistake, and no kernel can count it.
+_TOO_MANY = 2**31
+
 
 def _shown(value: object) -> str:
     """The value as it should stand in an error message: a tensor by its metadata only."""
@@ -128,12 +131,14 @@ def check_positive_int(name: str, value: object, minimum: int = 1) -> int:
 
     Raises:
         TypeError: if it is not an integer (``bool``, floats and tensors are not).
-        ValueError: if it is smaller than ``minimum``.
+        ValueError: if it is smaller than ``minimum``, or 2**31 and more.
     """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be an integer >= {minimum}, got {_shown(value)}")
     if value < minimum:
         raise ValueError(f"{name} must be an integer >= {minimum}, got {_shown(value)}")
+    if value >= _TOO_MANY:
+        raise ValueError(f"{name} must be an integer in [{minimum}, 2**31), got {_shown(value)}")
     return int(value)
 
 
@@ -148,7 +153,8 @@ def check_int_or_tuple(name: str, value: object, axes: int, minimum: int = 1) ->
 
     Raises:
         TypeError: if it is neither an integer nor a sequence of integers.
-        ValueError: if it is a sequence of another length, or a value is smaller than ``minimum``.
+        ValueError: if it is a sequence of another length, or a value is smaller than ``minimum``,
+            or 2**31 and more.
     """
     several = "a pair of them" if axes == 2 else f"{axes} of them in a tuple"
     allowed = f"an integer >= {minimum} or {several}"
@@ -157,6 +163,8 @@ def check_int_or_tuple(name: str, value: object, axes: int, minimum: int = 1) ->
         raise TypeError(f"{name} must be {allowed}, got {_shown(value)}")
     if len(items) != axes or any(item < minimum for item in items):
         raise ValueError(f"{name} must be {allowed}, got {_shown(value)}")
+    if any(item >= _TOO_MANY for item in items):
+        raise ValueError(f"{name} must be below 2**31, got {_shown(value)}")
     return tuple(int(item) for item in items)
 
 

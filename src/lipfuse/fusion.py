@@ -59,12 +59,12 @@ def _hand_out(chains: list[Any], process_group: Any) -> None:
         else:
             results = iter(orthogonalize_shared(*arguments, process_group))
         for step, factors in steps:
-            step.given = step.assemble([next(results) for _ in factors])
+            step.hand_out(step.assemble([next(results) for _ in factors]))
 
 
 def _take_back(chains: list[Any]) -> None:
     for chain in chains:
-        chain[0].given = None
+        chain[0].take_back()
 
 
 class _Before:

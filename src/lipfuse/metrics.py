@@ -129,7 +129,7 @@ def certified_accuracy(
     Raises:
         TypeError, ValueError: for arguments of the wrong kind, shape or range.
     """
-    check_in_range("epsilon", epsilon, 0.0, math.inf)
+    epsilon = check_in_range("epsilon", epsilon, 0.0, math.inf)
     radii = certified_radii(logits, labels, lip_const, disjoint_neurons)
     return float((radii > epsilon).double().mean())
 

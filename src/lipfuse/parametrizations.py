@@ -7,6 +7,7 @@ The layers of :mod:`lipfuse.nn` use one fused module, :class:`LipschitzWeight`, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import get_ident
 from typing import Any, Literal, Optional, TypeVar
 
 import torch
@@ -107,8 +108,8 @@ class ComputedWeight(nn.Module):
 
     scale: float
     backward: Literal["exact", "tangent"] = "exact"
-    # What lipfuse.fuse computed for this forward; never kept beyond it.
-    given: Optional[Tensor] = None
+    # What lipfuse.fuse computed for this forward, by the thread that runs it; never kept beyond it.
+    given: Optional[dict[int, Tensor]] = None
     # The same, of the last forward inside torch.utils.checkpoint, which asks for it once more.
     _given_again: Optional[Tensor] = None
     # What was computed last outside training, with copies of all it was computed from.
@@ -131,14 +132,25 @@ class ComputedWeight(nn.Module):
         """The weight from its polar factors, as :meth:`polar_factors` lists them."""
         raise NotImplementedError
 
+    def hand_out(self, weight: Tensor) -> None:
+        """Takes what :func:`lipfuse.fuse` computed, for the forward that this thread begins."""
+        # One step of the interpreter each: several threads may run one model.
+        self.__dict__.setdefault("given", {})[get_ident()] = weight
+
+    def take_back(self) -> None:
+        """This thread's forward has ended."""
+        if self.given:
+            self.given.pop(get_ident(), None)
+
     def _handed_out(self) -> Optional[Tensor]:
-        """What :func:`lipfuse.fuse` has computed, if anything."""
-        if self.given is not None:
+        """What :func:`lipfuse.fuse` has computed for this thread, if anything."""
+        given = self.given.get(get_ident()) if self.given else None
+        if given is not None:
             hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
-            self._given_again = None if hooks is None else self.given
+            self._given_again = None if hooks is None else given
         elif self._given_again is not None and not recomputing():
             self._given_again = None
-        return self._given_again if self.given is None else self.given
+        return self._given_again if given is None else given
 
     def _to_full_accuracy(self, scale: float, *parameters: Tensor) -> Tensor:
         """The weight in float64, from finite parameters in float64."""
@@ -181,7 +193,9 @@ class ComputedWeight(nn.Module):
         return self._to_full_accuracy(scale, *(w.double() for w in parameters))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None, "given": None, "_given_again": None}
+        state = {**self.__dict__, "_kept": None, "_given_again": None}
+        state.pop("given", None)
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -257,7 +271,7 @@ class LipschitzWeight(ComputedWeight):
         return finished.reshape(weight.shape)
 
     def forward(self, weight: Tensor) -> Tensor:
-        if self.given is not None or self._given_again is not None:
+        if self.given or self._given_again is not None:
             handed_out = self._handed_out()
             if handed_out is not None:
                 return handed_out

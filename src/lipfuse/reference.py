@@ -635,9 +635,17 @@ def _count_on(
 def largest_use(
     kernel: int, stride: int, before: int, after: int, dilation: int, mode: str, length: int = 0
 ) -> int:
-    """How often a convolution uses one pixel of an axis at most; ``length`` 0: of any length."""
-    if length:
-        return _count_on(length, kernel, stride, before, after, dilation, mode)
+    """How often a convolution uses one pixel of an axis at most; ``length`` 0: of any length.
+
+    Raises:
+        ValueError: where counting would take minutes.
+    """
+    size = dilation * kernel + before + after + stride * dilation
+    lengths = 1 if length or mode == "zeros" else 2 * size
+    if size >= 1e9 or lengths * 3 * size * (1 + kernel / stride) >= 1e10:
+        raise ValueError(
+            "kernel, stride, padding and dilation are too large to count the uses of a pixel"
+        )
     span = dilation * (kernel - 1) + 1
     reach = 2 * (span + before + after) + 2 * stride * dilation + 2
     shortest = 1
@@ -645,5 +653,16 @@ def largest_use(
         shortest = max(before, after) + 1
     elif mode in ("circular", "symmetric"):
         shortest = max(1, before, after)
-    lengths = range(shortest, reach + shortest + 1)
-    return max(_count_on(n, kernel, stride, before, after, dilation, mode) for n in lengths)
+    # Beyond this length both ends are independent of each other, and further pixels only repeat the
+    # pattern of the stride.
+    longest = reach + shortest
+    if length:
+        if length > longest:
+            length = longest + (length - longest) % stride
+        return _count_on(length, kernel, stride, before, after, dilation, mode)
+    if mode == "zeros":  # more pixels between zeros are in more windows
+        shortest = longest
+    return max(
+        _count_on(n, kernel, stride, before, after, dilation, mode)
+        for n in range(shortest, longest + 1)
+    )

@@ -228,3 +228,30 @@ def test_errors_name_the_argument_its_value_and_what_is_allowed(
     value = arguments[name]
     shown = [repr(value)] if not isinstance(value, tuple) else [repr(value), *map(repr, value)]
     assert any(s in message for s in shown) or "got none" in message
+
+
+# ---- what is not counted one by one --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("counter", COUNTERS)
+@pytest.mark.parametrize("mode", PADDING_MODES)
+def test_long_axes_are_counted_as_shorter_ones(counter: str, mode: str) -> None:
+    for k, s, d, before, after in itertools.product((1, 3), (1, 2, 3), (1, 2), (0, 2), (0, 1)):
+        count = COUNTERS[counter]
+        for n in (40, 61, 62, 63):
+            expected = reference._count_on(n, k, s, before, after, d, mode)
+            assert count(k, s, before, after, d, mode, n) == expected
+        # Without a length, the largest of them.
+        lengths = range(max(before, after) + 1, 64)
+        most = max(reference._count_on(n, k, s, before, after, d, mode) for n in lengths)
+        assert count(k, s, before, after, d, mode, 0) >= most
+
+
+def test_absurd_sizes_are_counted_or_refused() -> None:
+    assert F.conv_factor(3, padding=1, input_shape=(10**9, 2 * 10**9)) == pytest.approx(1 / 3)
+    assert F.conv_factor((1024,), stride=512) == pytest.approx(0.5**0.5)
+    for arguments in [(2**30,), (3, 1, 2**30), (3, 2**30, 0, 2**30)]:
+        with pytest.raises(ValueError, match="too large"):
+            F.conv_factor(*arguments, padding_mode="reflect")
+    with pytest.raises(ValueError, match=r"below 2\*\*31"):
+        F.conv_factor(2**40)

@@ -59,7 +59,7 @@ def gradient_penalty(
     check_tensor("input", input, min_dim=1)
     if input.shape[0] == 0:
         raise ValueError(f"input must have at least one sample, got shape {tuple(input.shape)}")
-    check_positive("target", target)
+    target = check_positive("target", target)
     check_bool("one_sided", one_sided)
     check_choice("reduction", reduction, REDUCTIONS)
     point = input.detach()

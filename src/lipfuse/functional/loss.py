@@ -58,9 +58,11 @@ def apply_reduction(val: Tensor, reduction: str) -> Tensor:
         A scalar, or ``val`` itself for ``"none"``.
 
     Raises:
+        TypeError: if ``val`` is not a tensor, or has no mean.
         ValueError: if ``reduction`` is none of these.
     """
     check_choice("reduction", reduction, REDUCTIONS)
+    check_tensor("val", val, floating=reduction in ("mean", "auto"))
     if reduction == "none":
         return val
     return val.sum() if reduction == "sum" else val.mean()
@@ -184,7 +186,7 @@ def _sign(target: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _hinge(input: Tensor, target: Tensor, min_margin: float) -> Tensor:
     """How far each output is from half the margin on its own side of zero."""
-    check_positive("min_margin", min_margin)
+    min_margin = check_positive("min_margin", min_margin)
     return torch_functional.relu(min_margin / 2.0 - _sign(target, input.dtype) * input)
 
 
@@ -243,7 +245,7 @@ def hkr_loss(
         ValueError: as for :func:`kr_loss`; or if ``alpha`` is not in [0, 1], or ``min_margin`` not
             positive.
     """
-    check_in_range("alpha", alpha, 0.0, 1.0)
+    alpha = check_in_range("alpha", alpha, 0.0, 1.0)
     hinge = hinge_margin_loss(input, target, min_margin) if alpha > 0.0 else None
     kr = kr_loss(input, target, multi_gpu=multi_gpu) if alpha < 1.0 else None
     return _mixed(alpha, hinge, kr)
@@ -300,7 +302,7 @@ def hkr_multiclass_loss(
 
     See also :func:`hinge_multiclass_loss`.
     """
-    check_in_range("alpha", alpha, 0.0, 1.0)
+    alpha = check_in_range("alpha", alpha, 0.0, 1.0)
     hinge = hinge_multiclass_loss(input, target, min_margin) if alpha > 0.0 else None
     kr = kr_loss(input, target, multi_gpu=multi_gpu) if alpha < 1.0 else None
     return _mixed(alpha, hinge, kr)
@@ -341,7 +343,7 @@ def lse_hkr_multiclass_loss(
             out of range.
     """
     target = _check_classes(input, target)
-    check_in_range("alpha", alpha, 0.0, 1.0)
+    alpha = check_in_range("alpha", alpha, 0.0, 1.0)
     half = check_positive("min_margin", min_margin) / 2.0
     classes = input.shape[-1]
     # A single wrong class is its own soft maximum at every t; log(1) = 0 would divide by zero.
@@ -396,9 +398,9 @@ def tau_cross_entropy_loss(
     """
     check_tensor("input", input, min_dim=1)
     check_tensor("target", target, floating=False)
-    check_positive("tau", tau)
+    tau = check_positive("tau", tau)
     check_choice("reduction", reduction, REDUCTIONS)
-    check_in_range("label_smoothing", label_smoothing, 0.0, 1.0)
+    label_smoothing = check_in_range("label_smoothing", label_smoothing, 0.0, 1.0)
     of_classes = input.shape == target.shape
     loss = torch_functional.cross_entropy(
         input * tau,
@@ -442,7 +444,7 @@ def tau_bce_with_logits_loss(
     """
     check_tensor("input", input)
     check_tensor("target", target, floating=False)
-    check_positive("tau", tau)
+    tau = check_positive("tau", tau)
     check_choice("reduction", reduction, REDUCTIONS)
     if input.shape != target.shape:
         raise ValueError(
@@ -476,7 +478,7 @@ def categorical_hinge_loss(input: Tensor, target: Tensor, min_margin: float = 1.
         ValueError: if the numbers of elements differ, or ``min_margin`` is not positive.
     """
     target = _check_pair(input, target)
-    check_positive("min_margin", min_margin)
+    min_margin = check_positive("min_margin", min_margin)
     positive = target > 0
     of_class = torch.where(positive, input, 0.0).sum(-1)
     largest = torch.where(positive, -torch.inf, input).amax(-1)

@@ -65,7 +65,7 @@ def _check_vectors(
     weight: Tensor, u: Tensor, v: Optional[Tensor], n_iterations: int, eps: float
 ) -> tuple[Tensor, Optional[Tensor]]:
     check_positive_int("n_iterations", n_iterations, minimum=0)
-    check_positive("eps", eps)
+    eps = check_positive("eps", eps)
     if u is None:
         raise TypeError("u must be a tensor, got None")
     left = _check_vector("u", u, weight, weight.shape[-2])
@@ -143,7 +143,7 @@ def spectral_normalize(
     """
     w = _check_weight(weight)
     left, right = _check_vectors(w, u, v, n_iterations, eps)
-    check_positive("scale", scale)
+    scale = check_positive("scale", scale)
     out, sigma, left, right = ops.spectral_normalize(w, left, right, n_iterations, eps, scale)
     dtype = weight.dtype
     return out.to(dtype), sigma.to(dtype), left.to(dtype), right.to(dtype)
@@ -175,9 +175,9 @@ def bjorck(
         Björck & Bowie, SIAM J. Numer. Anal. 8 (1971); Anil et al., arXiv 1811.05381, equation 5.
     """
     w = _check_weight(weight)
-    check_in_range("beta", beta, 0.0, 0.5, low_open=True)
+    beta = check_in_range("beta", beta, 0.0, 0.5, low_open=True)
     check_positive_int("max_iterations", max_iterations, minimum=0)
-    check_positive("eps", eps)
+    eps = check_positive("eps", eps)
     out, _ = ops.bjorck(w, beta, max_iterations, eps)
     return out.to(weight.dtype)
 
@@ -212,10 +212,12 @@ def spectral_bjorck(
     """
     w = _check_weight(weight)
     left, right = _check_vectors(w, u, v, n_iterations, eps)
-    check_in_range("beta", beta, 0.0, 0.5, low_open=True)
+    beta = check_in_range("beta", beta, 0.0, 0.5, low_open=True)
     check_positive_int("max_iterations", max_iterations, minimum=0)
-    check_positive("eps_bjorck", eps_bjorck)
-    check_positive("scale", scale)
+    eps_bjorck = check_positive("eps_bjorck", eps_bjorck)
+    scale = check_positive("scale", scale)
+    if max_iterations == 0:  # the operator's gradient begins with the first iterate, which it keeps
+        return spectral_normalize(weight, u, v, n_iterations=n_iterations, eps=eps, scale=scale)
     out, sigma, left, right = ops.spectral_bjorck(
         w, left, right, n_iterations, eps, beta, max_iterations, eps_bjorck, scale
     )
@@ -265,9 +267,9 @@ def orthogonalize(
         Amsel et al., "The Polar Express", arXiv 2505.16932, for the polynomials.
     """
     w = _check_weight(weight)
-    check_positive("tol", tol)
+    tol = check_positive("tol", tol)
     check_choice("backward", backward, ("exact", "tangent"))
-    check_positive("scale", scale)
+    scale = check_positive("scale", scale)
     out, _ = ops.orthogonalize(w, tol, scale, backward == "tangent")
     return out.to(weight.dtype)
 
@@ -306,7 +308,7 @@ def foreach_orthogonalize(
         TypeError, ValueError: for arguments of the wrong kind, length or range.
     """
     each = _check_weights(weights, scales)
-    check_positive("tol", tol)
+    tol = check_positive("tol", tol)
     check_choice("backward", backward, ("exact", "tangent"))
     full = [w.float() if w.dtype in _HALF else w for w in weights]
     out: list[Optional[Tensor]] = [None] * len(full)
@@ -403,8 +405,8 @@ def frobenius_normalize(
         TypeError, ValueError: for arguments of the wrong kind or range.
     """
     w = _check_weight(weight, min_dim=1)
-    check_positive("eps", eps)
-    check_positive("scale", scale)
+    eps = check_positive("eps", eps)
+    scale = check_positive("scale", scale)
     if dim is None:
         dims = list(range(w.dim()))
     else:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as torch_functional
 from torch import Tensor
 
-from .._checks import check_int_or_pair, check_positive, check_tensor
+from .._checks import check_bool, check_int_or_pair, check_positive, check_tensor
 from ..ops.l2_norm_pool2d import l2_norm_pool2d as native_l2
 from ..ops.l2_norm_pool2d import takes as has_l2_kernel
 from ..ops.scaled_avg_pool2d import scaled_avg_pool2d as native_avg
@@ -25,6 +25,7 @@ __all__ = ["l2_norm_pool2d", "scaled_avg_pool2d"]
 
 def _check_image(input: Tensor, kernel: tuple[int, int], ceil_mode: bool) -> None:
     check_tensor("input", input)
+    check_bool("ceil_mode", ceil_mode)
     if input.dim() not in (3, 4):
         raise ValueError(
             f"input must have shape (N, C, H, W) or (C, H, W), got {tuple(input.shape)}"

@@ -44,7 +44,7 @@ class OrthogonalKernel(ComputedWeight):
         return compose_kernel(core, blocks[0] if blocks else None, self.plan)
 
     def forward(self, core: Tensor, blocks: Optional[Tensor] = None) -> Tensor:
-        if self.given is not None or self._given_again is not None:
+        if self.given or self._given_again is not None:
             handed_out = self._handed_out()
             if handed_out is not None:
                 return handed_out

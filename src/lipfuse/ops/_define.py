@@ -39,7 +39,7 @@ def define(
         schema = torch.library.infer_schema(function, mutates_args=())
         _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, _in_full_precision(function), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"lipfuse::{name}", fake, lib=_library)
+    torch.library.register_fake(f"lipfuse::{name}", _refusing(fake), lib=_library)
     op = getattr(torch.ops.lipfuse, name).default
     # Memory of any layout will do: without this, compiled code copies channels_last images. The
     # stable ABI, where the native library defines its schemas, cannot say so.
@@ -54,11 +54,26 @@ _AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C
 
 def _in_full_precision(function: Callable[..., Any]) -> Callable[..., Any]:
     """Keeps autocast off the matrix products of a reference: a backward may run under it."""
+    function = _refusing(function)
 
     @functools.wraps(function)
     def call(*arguments: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
             return function(*arguments)
+
+    return call
+
+
+def _refusing(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Arguments that do not fit are a RuntimeError, as in the kernels, whatever Python says."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except (ArithmeticError, AttributeError, LookupError, MemoryError) as error:
+            text = f"lipfuse: arguments that do not fit: {type(error).__name__}: {error}"
+            raise RuntimeError(text) from error
 
     return call
 

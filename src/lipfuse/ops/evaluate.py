@@ -35,7 +35,10 @@ _library.define(
 def _evaluate(
     parameters: Sequence[Tensor], scale: float, shape: Sequence[int], module: str
 ) -> Tensor:
-    result: Tensor = _modules[module].evaluated(scale, *parameters)
+    owner = _modules.get(module)
+    if owner is None:
+        raise ValueError(f"module must be the name of a module of this process, got {module!r}")
+    result: Tensor = owner.evaluated(scale, *parameters)
     return result
 
 

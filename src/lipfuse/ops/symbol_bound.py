@@ -160,6 +160,15 @@ def _symbol_bound(
         and imaginary part of what the weight meets in the wave that comes closest.
     """
     *batch, m, n, count = weight.shape
+    axes = len(taps)
+    if not (
+        weight.is_floating_point() and axes and axes == len(samples) and min(*samples, *taps) > 0
+    ):
+        raise ValueError("weight must be real, taps and samples positive, one for each axis")
+    if math.prod(taps) != count or math.prod(samples) >= 2**31:
+        raise ValueError(
+            f"taps must have the product {count}, samples one below 2**31, got {taps} and {samples}"
+        )
     w = weight.reshape(math.prod(batch), m, n, count)
     # Rounding is part of the bound, and grows with n.
     if n > _LARGEST_SINGLE:
