@@ -22,12 +22,13 @@ CXX_FILES := $(shell find csrc -type f \( -name '*.cpp' -o -name '*.h' -o -name 
                -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench build clean distclean
+.PHONY: help demo test lint format bench docs build clean distclean
 
 help:
 	@echo "make demo       train, certify, attack and export a classifier of real digits"
 	@echo "make test       the tests"
 	@echo "make bench      speed on this machine, against the peers installed"
+	@echo "make docs       the documentation, into build/site"
 	@echo "make lint       ruff, clang-format, mypy"
 	@echo "make format     let ruff and clang-format mend what they can"
 	@echo "make build      only $(VENV) and the package in it, editable"
@@ -41,6 +42,11 @@ test: $(VENV)/.built $(VENV)/.demo $(VENV)/.test
 
 bench: $(VENV)/.built
 	$(BIN)/python -m lipfuse bench $(ARGS)
+
+# Of the package only the sources are read.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+	@echo "open build/site/index.html, or: $(BIN)/mkdocs serve"
 
 lint: $(VENV)/.requirements-$(TORCH_VERSION) $(VENV)/.demo $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -73,7 +79,7 @@ $(VENV)/.built: $(NATIVE) | $(VENV)/.requirements-$(TORCH_VERSION)
 	LIPFUSE_NATIVE=$(LIPFUSE_NATIVE) $(PIP) install -q --no-build-isolation --no-deps -e .
 	@touch $@
 
-$(VENV)/.test $(VENV)/.lint: $(VENV)/.%: pyproject.toml | $(VENV)/.created
+$(VENV)/.test $(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: pyproject.toml | $(VENV)/.created
 	$(PIP) install -q $$($(BIN)/python .ci/requirements.py $*)
 	@touch $@
 

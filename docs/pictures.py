@@ -190,15 +190,17 @@ def _save(figure: Any, name: str) -> None:
 
 def _examples_of(page: str) -> dict[str, Any]:
     """What the examples of a page leave behind."""
+    import os
     import re
     import tempfile
-    from contextlib import chdir
 
     text = (ROOT / "docs" / page).read_text()
     names: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder, chdir(folder):
+    with tempfile.TemporaryDirectory() as folder:  # for what they write
+        os.chdir(folder)
         for block in re.findall(r"^```python\n(.*?)^```", text, re.M | re.S):
             exec(block, names)
+        os.chdir(ROOT)
     return names
 
 

@@ -31,7 +31,7 @@ def to_markdown(text: str) -> str:
     """A docstring's text with what Markdown has instead of reStructuredText's markup."""
     text = _DISPLAY.sub(_display, text + "\n")
     text = _LITERAL.sub(_literal, text)
-    text = re.sub(r"``([^`]+)``", r"`\1`", text)
+    text = re.sub(r"(?<!`)``([^`]+)``(?!`)", r"`\1`", text)
     text = _FORMULA.sub(lambda m: "$" + " ".join(m[1].split()) + "$", text)
     return _ROLE.sub(lambda m: f"`{m[1]}`", text)
 

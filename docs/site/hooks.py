@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import html
+import logging
 import re
 from typing import Any
 
 from latex2mathml.converter import convert
 
+_log = logging.getLogger("mkdocs.hooks.lipfuse")
 _INLINE = re.compile(r'<span class="arithmatex">\\\((.*?)\\\)</span>', re.S)
 _BLOCK = re.compile(r'<div class="arithmatex">\\\[(.*?)\\\]</div>', re.S)
 
@@ -20,6 +22,15 @@ def _mathml(display: str) -> Any:
     return replace
 
 
-def on_page_content(content: str, **_: Any) -> str:
+# What a reader must not see: markup that nobody translated.
+_LEFT = re.compile(r"arithmatex|:(?:func|class|math|mod|meth|data):|\.\. math::|``|\$\\|\\[a-z]{3,}")
+_CODE = re.compile(r"<pre.*?</pre>|<annotation.*?</annotation>", re.S)
+
+
+def on_page_content(content: str, page: Any, **_: Any) -> str:
     """Called by mkdocs with the HTML of every page."""
-    return _INLINE.sub(_mathml("inline"), _BLOCK.sub(_mathml("block"), content))
+    content = _INLINE.sub(_mathml("inline"), _BLOCK.sub(_mathml("block"), content))
+    for left in _LEFT.finditer(_CODE.sub("", content)):
+        around = left.string[max(0, left.start() - 60) : left.end() + 60]
+        _log.warning("%s: markup is left: %s", page.file.src_uri, " ".join(around.split()))
+    return content

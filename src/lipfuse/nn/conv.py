@@ -319,8 +319,8 @@ class FrobeniusConv2d(PadConv2d, WeightedModule):
     groups share one norm.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
-            padding_mode: as for :class:`SpectralConv2d`.
+        in_channels, out_channels, kernel_size, stride: as for :class:`SpectralConv2d`.
+        padding, dilation, groups, bias, padding_mode: as for :class:`SpectralConv2d`.
         k_coef_lip: the Lipschitz constant, positive.
         device, dtype: of the parameters, as in ``torch.nn``.
 
