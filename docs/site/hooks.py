@@ -11,12 +11,15 @@ from latex2mathml.converter import convert
 
 _log = logging.getLogger("mkdocs.hooks.lipfuse")
 _INLINE = re.compile(r'<span class="arithmatex">\\\((.*?)\\\)</span>', re.S)
+_NAME = re.compile(r"(\\(?:cos|exp|log|max|min|sin|sup)) +(?=[\\\w])")
 _BLOCK = re.compile(r'<div class="arithmatex">\\\[(.*?)\\\]</div>', re.S)
 
 
 def _mathml(display: str) -> Any:
     def replace(match: re.Match[str]) -> str:
-        formula = convert(html.unescape(match[1]).strip(), display=display)
+        # TeX spaces names of functions by itself.
+        source = _NAME.sub(r"\1\\, ", html.unescape(match[1]).strip())
+        formula = convert(source, display=display)
         return f'<div class="formula">{formula}</div>' if display == "block" else formula
 
     return replace
