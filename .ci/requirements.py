@@ -1,4 +1,4 @@
-"""Print the requirements of one purpose, as pyproject.toml has them: build, demo, test, docs or lint."""
+"""Print pyproject.toml's requirements of one purpose: build, demo, test, docs or lint."""
 
 from __future__ import annotations
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 import graphlib
 import importlib.util
 from collections import defaultdict
-from pathlib import Path
-from types import ModuleType
 
 import architecture
-import pytest
 
 _ROWS = architecture.rows()
 _ROW_OF = {module: i for i, (_, modules) in enumerate(_ROWS) for module in modules}
@@ -62,17 +59,12 @@ def test_what_a_part_may_include_exists() -> None:
         assert allowed <= known, name
 
 
-@pytest.fixture
-def pictures() -> ModuleType:
-    path = Path(__file__).parent.parent / "docs" / "pictures.py"
-    spec = importlib.util.spec_from_file_location("pictures", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_picture_is_that_of_the_tables(pictures: ModuleType) -> None:
+def test_the_picture_is_that_of_the_tables() -> None:
     """Otherwise: python docs/pictures.py architecture."""
+    path = architecture.ROOT / "docs" / "site" / "diagram.py"
+    spec = importlib.util.spec_from_file_location("diagram", path)
+    assert spec is not None and spec.loader is not None
+    diagram = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(diagram)
     drawn = (architecture.ROOT / "docs" / "images" / "architecture.svg").read_text()
-    assert drawn == pictures.architecture_svg()
+    assert drawn == diagram.architecture_svg()

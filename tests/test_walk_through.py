@@ -77,9 +77,17 @@ def test_the_walk_through_works(copy: Path) -> None:
         load = f"torch.ops.load_library({str(library)!r}); "
     code = f"import sys, torch; {load}import pytest; sys.exit(pytest.main(sys.argv[1:]))"
     done = subprocess.run(
-        [sys.executable, "-c", code, "-q", "-k", "l1_normalize or case_for_every", "tests/ops"],
+        [
+            sys.executable,
+            "-c",
+            code,
+            "-qpno:cacheprovider",
+            "-k",
+            "l1_normalize or case_for_every",
+            "tests/ops",
+        ],
         cwd=copy,
-        env={**os.environ, "PYTHONPATH": str(copy / "src"), "PYTEST_ADDOPTS": "-p no:cacheprovider"},
+        env={**os.environ, "PYTHONPATH": str(copy / "src")},
         capture_output=True,
         text=True,
     )

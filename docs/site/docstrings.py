@@ -1,4 +1,4 @@
-"""Docstrings are reStructuredText, the site is Markdown: roles, formulae and code blocks translated."""
+"""Docstrings in reStructuredText become Markdown: roles, formulae, blocks of code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What mkdocs does beyond its plugins: formulae become MathML, which browsers draw by themselves."""
+"""What mkdocs does beyond its plugins: formulae become MathML, which browsers draw."""
 
 from __future__ import annotations
 
@@ -25,14 +25,17 @@ def _mathml(display: str) -> Any:
     return replace
 
 
+_TYPE_VARIABLE = re.compile(r"\b_M\b")  # "the type of the module given"
 # What a reader must not see: markup that nobody translated.
-_LEFT = re.compile(r"arithmatex|:(?:func|class|math|mod|meth|data):|\.\. math::|``|\$\\|\\[a-z]{3,}")
+_ROLE = r":(?:func|class|math|mod|meth|data):"
+_LEFT = re.compile(rf"arithmatex|{_ROLE}|\.\. math::|``|\$\\|\\[a-z]{{3,}}")
 _CODE = re.compile(r"<pre.*?</pre>|<annotation.*?</annotation>", re.S)
 
 
 def on_page_content(content: str, page: Any, **_: Any) -> str:
     """Called by mkdocs with the HTML of every page."""
     content = _INLINE.sub(_mathml("inline"), _BLOCK.sub(_mathml("block"), content))
+    content = _TYPE_VARIABLE.sub("Module", content)
     for left in _LEFT.finditer(_CODE.sub("", content)):
         around = left.string[max(0, left.start() - 60) : left.end() + 60]
         _log.warning("%s: markup is left: %s", page.file.src_uri, " ".join(around.split()))
