@@ -22,8 +22,8 @@ CXX_FILES := $(shell find csrc tests/native -type f \( -name '*.cpp' -o -name '*
                -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-distributed wheel leaks attacks longrun fuzz sanitize \
-        build clean distclean
+.PHONY: help demo test lint format bench bench-distributed wheel docs leaks attacks longrun fuzz \
+        sanitize build clean distclean
 
 help:
 	@echo "make demo       train, certify, attack and export a classifier of real digits"
@@ -36,6 +36,7 @@ help:
 	@echo "make longrun    20,000 steps at a high learning rate, exact norms all along: minutes"
 	@echo "make fuzz       operators called with whatever comes: a minute; ARGS='--seconds 60 --seed 0'"
 	@echo "make sanitize   the native code under Address-, UB- and ThreadSanitizer: minutes"
+	@echo "make docs       the documentation, into build/site"
 	@echo "make lint       ruff, clang-format, mypy"
 	@echo "make format     let ruff and clang-format mend what they can"
 	@echo "make build      only $(VENV) and the package in it, editable"
@@ -72,6 +73,11 @@ fuzz: $(VENV)/.built
 sanitize: $(VENV)/.requirements-$(TORCH_VERSION) $(VENV)/.test
 	PYTHON=$(abspath $(BIN)/python) bash tests/native/sanitize.sh $(ARGS)
 
+# Of the package only the sources are read.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+	@echo "open build/site/index.html, or: $(BIN)/mkdocs serve"
+
 lint: $(VENV)/.requirements-$(TORCH_VERSION) $(VENV)/.demo $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -103,7 +109,7 @@ $(VENV)/.built: $(NATIVE) | $(VENV)/.requirements-$(TORCH_VERSION)
 	LIPFUSE_NATIVE=$(LIPFUSE_NATIVE) $(PIP) install -q --no-build-isolation --no-deps -e .
 	@touch $@
 
-$(VENV)/.test $(VENV)/.lint $(VENV)/.package: $(VENV)/.%: pyproject.toml | $(VENV)/.created
+$(VENV)/.test $(VENV)/.lint $(VENV)/.docs $(VENV)/.package: $(VENV)/.%: pyproject.toml | $(VENV)/.created
 	$(PIP) install -q $$($(BIN)/python .ci/requirements.py $*)
 	@touch $@
 

@@ -155,6 +155,9 @@ def fuse(model: _M, *, process_group: Any = None) -> _M:
 def unfuse(model: _M) -> _M:
     """Undoes :func:`fuse`; nothing happens to a model that is not fused.
 
+    Args:
+        model: what ``fuse`` was given; changed in place.
+
     Returns:
         The model.
     """

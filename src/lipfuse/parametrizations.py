@@ -385,6 +385,15 @@ class SpectralNorm(nn.Module):
 
     The buffers ``_u`` and ``_v`` advance at every forward in training. A vector is divided by its
     Euclidean norm, and has no buffers.
+
+    Args:
+        weight: to start from, of at least 1 dimension.
+        n_power_iterations: a training forward, positive.
+        dim: of the output channels.
+        eps: norms below count as this, positive.
+
+    Raises:
+        ValueError: if an argument is out of range.
     """
 
     _u: Tensor
@@ -440,7 +449,16 @@ class SpectralNorm(nn.Module):
 
 
 class BjorckNorm(nn.Module):
-    """Björck's iteration on the weight as a matrix of ``weight.shape[0]`` rows."""
+    """Björck's iteration on the weight as a matrix of ``weight.shape[0]`` rows.
+
+    Args:
+        eps: stop once a step is shorter, positive.
+        beta: in (0, 0.5].
+        max_iterations: positive.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
 
     def __init__(self, eps: float = 1e-3, beta: float = 0.5, max_iterations: int = 15) -> None:
         super().__init__()
@@ -465,7 +483,13 @@ class BjorckNorm(nn.Module):
 class Orthogonal(nn.Module):
     """The polar factor of the weight as a matrix of ``weight.shape[0]`` rows.
 
-    With ``batched``, of every matrix in the last two dimensions, as torch's ``orthogonal`` has it.
+    Args:
+        tol, backward: as for :func:`lipfuse.functional.orthogonalize`.
+        batched: of every matrix in the last two dimensions instead, as torch's ``orthogonal`` has
+            it.
+
+    Raises:
+        ValueError: if an argument is out of range.
     """
 
     def __init__(
@@ -495,7 +519,15 @@ class Orthogonal(nn.Module):
 
 
 class FrobeniusNorm(nn.Module):
-    """The weight over its Frobenius norm, or every output neuron over its own."""
+    """The weight over its Frobenius norm, or every output neuron over its own.
+
+    Args:
+        disjoint_neurons: each output neuron, ``weight[i]``, on its own.
+        scale: the norm that they have then, positive.
+
+    Raises:
+        TypeError, ValueError: for arguments of the wrong kind or range.
+    """
 
     method: Method = "frobenius"
 
@@ -523,7 +555,14 @@ class FrobeniusNorm(nn.Module):
 
 
 class LConvNorm(nn.Module):
-    """The weight times a convolution's corrective factor."""
+    """The weight times a convolution's corrective factor.
+
+    Args:
+        factor: what :func:`lipfuse.functional.conv_factor` gives for the convolution, positive.
+
+    Raises:
+        ValueError: if it is not positive.
+    """
 
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -601,6 +640,9 @@ def spectral_norm(
 
     Returns:
         The module.
+
+    Raises:
+        ValueError: if the module has no tensor of that name, or an argument is out of range.
     """
     weight = _weight_of(module, name)
     if dim is None:
@@ -619,6 +661,9 @@ def bjorck_norm(module: _M, name: str = "weight", eps: float = 1e-3) -> _M:
 
     Returns:
         The module.
+
+    Raises:
+        ValueError: if the module has no tensor of that name, or ``eps`` is not positive.
     """
     _weight_of(module, name)
     return _register(module, name, BjorckNorm(eps))
@@ -640,6 +685,9 @@ def orthogonal(
 
     Returns:
         The module.
+
+    Raises:
+        ValueError: if the module has no tensor of that name, or an argument is out of range.
     """
     _weight_of(module, name)
     return _register(module, name, Orthogonal(tol, backward))
@@ -655,6 +703,9 @@ def frobenius_norm(module: _M, name: str = "weight", disjoint_neurons: bool = Tr
 
     Returns:
         The module.
+
+    Raises:
+        ValueError: if the module has no tensor of that name.
     """
     _weight_of(module, name)
     return _register(module, name, FrobeniusNorm(disjoint_neurons))
@@ -675,6 +726,7 @@ def lconv_norm(module: _M, name: str = "weight") -> _M:
 
     Raises:
         TypeError: if the module is no convolution.
+        ValueError: if the module has no tensor of that name.
     """
     _weight_of(module, name)
     return _register(module, name, LConvNorm(factor_of(module)))
@@ -696,16 +748,26 @@ def factor_of(module: nn.Module) -> float:
 
 
 def remove_spectral_norm(module: _M, name: str = "weight") -> _M:
-    """Undoes :func:`spectral_norm`; the only parametrization leaves its result, else the parameter.
+    """Undoes :func:`spectral_norm`.
+
+    If it is the only parametrization, the weight becomes a parameter with the value it has;
+    otherwise the others stay, and are computed from the parameter alone.
+
+    Args:
+        module: the module, changed in place.
+        name: of the parameter.
+
+    Returns:
+        The module.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is nothing to undo.
     """
     return _remove(module, name, SpectralNorm)
 
 
 def remove_bjorck_norm(module: _M, name: str = "weight") -> _M:
-    """Undoes :func:`bjorck_norm`; see :func:`remove_spectral_norm`.
+    """Undoes :func:`bjorck_norm`; arguments and errors as for :func:`remove_spectral_norm`.
 
     The spectral layers of :mod:`lipfuse.nn` then only divide by a bound of the spectral norm, and
     keep their constant.
@@ -714,12 +776,12 @@ def remove_bjorck_norm(module: _M, name: str = "weight") -> _M:
 
 
 def remove_orthogonal(module: _M, name: str = "weight") -> _M:
-    """Undoes :func:`orthogonal`; see :func:`remove_spectral_norm`."""
+    """Undoes :func:`orthogonal`; arguments and errors as for :func:`remove_spectral_norm`."""
     return _remove(module, name, Orthogonal)
 
 
 def remove_frobenius_norm(module: _M, name: str = "weight") -> _M:
-    """Undoes :func:`frobenius_norm`; see :func:`remove_spectral_norm`.
+    """Undoes :func:`frobenius_norm`; arguments and errors as for :func:`remove_spectral_norm`.
 
     The Frobenius layers of :mod:`lipfuse.nn` become the unconstrained layers that they derive from,
     ``torch.nn.Linear`` or :class:`lipfuse.nn.PadConv2d`, since nothing holds their constant then.
@@ -728,7 +790,7 @@ def remove_frobenius_norm(module: _M, name: str = "weight") -> _M:
 
 
 def remove_lconv_norm(module: _M, name: str = "weight") -> _M:
-    """Undoes :func:`lconv_norm`; see :func:`remove_spectral_norm`.
+    """Undoes :func:`lconv_norm`; arguments and errors as for :func:`remove_spectral_norm`.
 
     The kernel of a convolution of :mod:`lipfuse.nn` is then larger by the corrective factor, and
     its ``k_coef_lip`` with it.

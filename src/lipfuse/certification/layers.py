@@ -62,6 +62,9 @@ def register(kind: type[nn.Module], rule: UserRule) -> None:
 def unregister(kind: type[nn.Module]) -> None:
     """Forget what was registered for a class.
 
+    Args:
+        kind: the class.
+
     Raises:
         ValueError: if nothing was.
     """

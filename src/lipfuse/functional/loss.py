@@ -153,12 +153,15 @@ def kr_loss(input: Tensor, target: Tensor, multi_gpu: bool = False) -> Tensor:
 
 
 def kr_loss_standard(input: Tensor, target: Tensor) -> Tensor:
-    """:func:`kr_loss` of labels."""
+    """:func:`kr_loss` of labels, ``multi_gpu=False``: the same shapes and errors."""
     return kr_loss(input, target)
 
 
 def kr_loss_multi_gpu(input: Tensor, target: Tensor) -> Tensor:
-    """:func:`kr_loss` of what :func:`process_labels_for_multi_gpu` made of labels."""
+    """:func:`kr_loss` of what :func:`process_labels_for_multi_gpu` made of labels.
+
+    Shapes and errors are those of ``kr_loss(..., multi_gpu=True)``.
+    """
     return kr_loss(input, target, multi_gpu=True)
 
 

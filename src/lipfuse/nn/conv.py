@@ -264,7 +264,13 @@ class _SpectralConv(_PadConv, WeightedModule):
 
 
 class SpectralConv1d(_SpectralConv, PadConv1d):
-    """A ``k_coef_lip``-Lipschitz 1-d convolution: :class:`SpectralConv2d` with one axis."""
+    """A ``k_coef_lip``-Lipschitz 1-d convolution: :class:`SpectralConv2d` with one axis.
+
+    Sizes are ints, or tuples of one. The same arguments and errors.
+
+    Shape:
+        ``(N, in_channels, L)`` to ``(N, out_channels, L')``, as ``torch.nn.Conv1d``.
+    """
 
 
 class SpectralConv2d(_SpectralConv, PadConv2d):
@@ -305,7 +311,13 @@ class SpectralConv2d(_SpectralConv, PadConv2d):
 
 
 class SpectralConv3d(_SpectralConv, PadConv3d):
-    """A ``k_coef_lip``-Lipschitz 3-d convolution: :class:`SpectralConv2d` with three axes."""
+    """A ``k_coef_lip``-Lipschitz 3-d convolution: :class:`SpectralConv2d` with three axes.
+
+    Sizes are ints, or tuples of three. The same arguments and errors.
+
+    Shape:
+        ``(N, in_channels, D, H, W)`` to ``(N, out_channels, D', H', W')``, as ``torch.nn.Conv3d``.
+    """
 
 
 # ---- Frobenius -----------------------------------------------------------------------------------
@@ -319,8 +331,8 @@ class FrobeniusConv2d(PadConv2d, WeightedModule):
     groups share one norm.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
-            padding_mode: as for :class:`SpectralConv2d`.
+        in_channels, out_channels, kernel_size, stride: as for :class:`SpectralConv2d`.
+        padding, dilation, groups, bias, padding_mode: as for :class:`SpectralConv2d`.
         k_coef_lip: the Lipschitz constant, positive.
         device, dtype: of the parameters, as in ``torch.nn``.
 
@@ -448,7 +460,13 @@ class _SpectralConvTranspose(_ConvTransposeNd, WeightedModule):
 
 
 class SpectralConvTranspose1d(_SpectralConvTranspose, nn.ConvTranspose1d):
-    """A ``k_coef_lip``-Lipschitz 1-d transposed convolution: :class:`SpectralConvTranspose2d`."""
+    """A ``k_coef_lip``-Lipschitz 1-d transposed convolution: :class:`SpectralConvTranspose2d`.
+
+    Sizes are ints, or tuples of one. The same arguments and errors.
+
+    Shape:
+        ``(N, in_channels, L)`` to ``(N, out_channels, L')``, as ``torch.nn.ConvTranspose1d``.
+    """
 
     _axes = 1
 
@@ -485,6 +503,13 @@ class SpectralConvTranspose2d(_SpectralConvTranspose, nn.ConvTranspose2d):
 
 
 class SpectralConvTranspose3d(_SpectralConvTranspose, nn.ConvTranspose3d):
-    """A ``k_coef_lip``-Lipschitz 3-d transposed convolution: :class:`SpectralConvTranspose2d`."""
+    """A ``k_coef_lip``-Lipschitz 3-d transposed convolution: :class:`SpectralConvTranspose2d`.
+
+    Sizes are ints, or tuples of three. The same arguments and errors.
+
+    Shape:
+        ``(N, in_channels, D, H, W)`` to ``(N, out_channels, D', H', W')``, as
+        ``torch.nn.ConvTranspose3d``.
+    """
 
     _axes = 3
