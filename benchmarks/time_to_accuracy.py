@@ -1,0 +1,312 @@
+"""How long each library trains until the same certified accuracy is reached.
+
+The task is the demo's: its digits, distortions, loss, schedule and network. All contenders start
+from the same raw weights and see the same batches. They take turns, an epoch each, and only what
+training needs is on the clock: distorting the batch, forward, loss, backward and Adam. After every
+epoch, off the clock, the weights that the library gives in evaluation mode are put into a plain
+network, whose Lipschitz bound `lipfuse.certify` computes: one judge for all.
+
+    python -m benchmarks.time_to_accuracy                     # what is missing of three seeds
+    python -m benchmarks.time_to_accuracy --seed 1            # one seed, about a minute and a half
+
+Finished seeds are kept in the record and not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import lipfuse
+from benchmarks import peers, runner
+from lipfuse.demo.data import CLASSES, SIDE, Digits, augment, load_digits
+from lipfuse.demo.settings import Settings as DemoSettings
+from lipfuse.demo.training import build_loss, learning_rate_factor
+
+RECORD = Path(__file__).resolve().parent / "results" / "time_to_accuracy.json"
+OURS, DEEL, ORTHOGONIUM = "lipfuse", "deel-torchlip", "orthogonium"
+NAMES = (OURS, DEEL, ORTHOGONIUM)
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of all runs of a record. What is not here is as in the demo."""
+
+    epochs: int = 12
+    level: float = 0.87
+    """Of certified accuracy: the time until it is reached is compared."""
+    radius: float = 0.5
+    threads: int = 1
+    width: int = 256
+    depth: int = 3
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What a contender builds its network from."""
+
+    linear: Callable[[int, int], nn.Module]
+    activation: Callable[[], nn.Module]
+
+
+def layers_of(name: str) -> tuple[Layers | None, str]:
+    """Of a contender, or None and why there are none.
+
+    orthogonium has no GroupSort2 of neighbours. It gets ours, the quickest, so that all networks
+    compute the same function of the same weights.
+    """
+    if name == OURS:
+        return Layers(lipfuse.nn.SpectralLinear, lipfuse.nn.GroupSort2), ""
+    if name == DEEL:
+        library, reason = peers.deel()
+        return library and Layers(library.SpectralLinear, library.GroupSort2), reason
+    library, reason = peers.orthogonium()
+    return library and Layers(library.OrthoLinear, lipfuse.nn.GroupSort2), reason
+
+
+def build(layers: Layers, settings: Settings, seed: int) -> nn.Sequential:
+    """The demo's network, every weight an orthogonal matrix drawn from the seed, no bias."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [SIDE * SIDE, *[settings.width] * settings.depth, CLASSES]
+    found: list[nn.Module] = [nn.Flatten()]
+    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+        layer: Any = layers.linear(inputs, outputs)
+        with torch.no_grad():
+            nn.init.orthogonal_(layer.parametrizations.weight.original, generator=generator)
+            layer.bias.zero_()
+        found += [layer, layers.activation()]
+    return nn.Sequential(*found[:-1])
+
+
+def plain(model: nn.Sequential) -> nn.Sequential:
+    """The same map as a network of plain layers, with the weights of evaluation mode."""
+    model.eval()
+    found: list[nn.Module] = []
+    for module in model:
+        if isinstance(module, nn.Linear):
+            layer = nn.Linear(module.in_features, module.out_features)
+            with torch.no_grad():
+                layer.weight.copy_(module.weight)
+                layer.bias.copy_(module.bias)
+            found.append(layer)
+        else:
+            found.append(nn.Flatten() if isinstance(module, nn.Flatten) else lipfuse.nn.GroupSort2())
+    model.train()
+    return nn.Sequential(*found)
+
+
+def judge(model: nn.Sequential, digits: Digits, radius: float) -> tuple[float, float]:
+    """Accuracy, and certified accuracy at the radius, on the digits held out."""
+    network = plain(model)
+    certificate = lipfuse.certify(network, digits.test_images.shape[1:])
+    with torch.no_grad():
+        logits = network.double()(digits.test_images.double())
+    certified = certificate.radius(logits, digits.test_labels)
+    right = logits.argmax(dim=1) == digits.test_labels
+    return right.double().mean().item(), (right & (certified > radius)).double().mean().item()
+
+
+class Racer:
+    """One contender of a race: its network, its optimizer and its clock."""
+
+    def __init__(self, name: str, model: nn.Sequential, demo: DemoSettings, digits: Digits) -> None:
+        self.name, self.model, self.demo, self.digits = name, model, demo, digits
+        count = len(digits.train_labels)
+        self.batch = min(demo.batch_size, count)
+        self.batches = count // self.batch
+        steps = self.batches * demo.epochs
+        self.loss_of = build_loss(demo)
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=demo.lr)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: learning_rate_factor(step, steps)
+        )
+        self.generator = torch.Generator().manual_seed(demo.seed)
+        self.seconds: list[float] = []
+        self.curve: list[tuple[float, float, float]] = []
+
+    def epoch(self) -> None:
+        """Every training digit once, on the clock."""
+        images, labels = self.digits.train_images, self.digits.train_labels
+        self.model.train()
+        order = torch.randperm(len(labels), generator=self.generator)
+        for chosen in order[: self.batches * self.batch].split(self.batch):
+            start = time.perf_counter()
+            logits = self.model(augment(images[chosen], self.generator))
+            loss = self.loss_of(logits, labels[chosen])
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.schedule.step()
+            self.seconds.append(time.perf_counter() - start)
+
+    def look(self, radius: float) -> None:
+        """Where it stands after so many seconds."""
+        accuracy, certified = judge(self.model, self.digits, radius)
+        self.curve.append((round(sum(self.seconds), 4), accuracy, certified))
+
+    def record(self, level: float) -> dict[str, Any]:
+        """What the race found of it."""
+        reached = [i for i, (_, _, certified) in enumerate(self.curve) if certified >= level]
+        return {
+            "name": self.name,
+            "status": "measured",
+            "step": asdict(runner.summarise(self.seconds)),
+            "curve": [list(point) for point in self.curve],
+            "epochs_to_level": reached[0] if reached else None,
+            "seconds_to_level": self.curve[reached[0]][0] if reached else None,
+        }
+
+
+def race(settings: Settings, seed: int, digits: Digits) -> dict[str, Any]:
+    """All contenders, from the same weights, with the same batches, in turn."""
+    demo = replace(DemoSettings(), epochs=settings.epochs, seed=seed)
+    racers, absent = [], []
+    for name in NAMES:
+        layers, reason = layers_of(name)
+        if layers is None:
+            absent.append({"name": name, "status": "not measured", "reason": reason})
+            continue
+        model = build(layers, settings, seed)
+        if name == OURS:
+            lipfuse.fuse(model)
+        racers.append(Racer(name, model, demo, digits))
+    with torch.no_grad():
+        first = [plain(racer.model)(digits.test_images) for racer in racers]
+    apart = max((float((logits - first[0]).abs().max()) for logits in first), default=0.0)
+    if apart > 1e-3:
+        raise RuntimeError(f"the contenders' logits differ by {apart:.2g} before training")
+    for racer in racers:
+        racer.look(settings.radius)
+    for epoch in range(settings.epochs):
+        with runner.no_collection():
+            for racer in racers if epoch % 2 == 0 else reversed(racers):
+                racer.epoch()
+        for racer in racers:
+            racer.look(settings.radius)
+    return {
+        "seed": seed,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "apart_at_start": apart,
+        "contenders": [*[racer.record(settings.level) for racer in racers], *absent],
+    }
+
+
+def summarise(run: dict[str, Any]) -> str:
+    """A run in a few lines."""
+    rows = []
+    for found in run["contenders"]:
+        if found["status"] != "measured":
+            rows.append([found["name"], found["reason"], "", "", ""])
+            continue
+        _, accuracy, certified = found["curve"][-1]
+        seconds = found["seconds_to_level"]
+        rows.append(
+            [
+                found["name"],
+                runner.show_time(found["step"]["median"]),
+                "not reached" if seconds is None else runner.show_time(seconds),
+                f"{accuracy:.1%}",
+                f"{certified:.1%}",
+            ]
+        )
+    columns = ["", "step", "to level", "accuracy", "certified"]
+    return f"\nseed {run['seed']}\n{runner.table(columns, rows)}"
+
+
+def empty_record(settings: Settings) -> dict[str, Any]:
+    """A record without runs."""
+    about = {key: value for key, value in runner.machine().items() if key != "load_average"}
+    return {
+        "schema": 1,
+        "command": ["python", "-m", "benchmarks.time_to_accuracy"],
+        "machine": about,
+        "versions": runner.versions(),
+        "settings": asdict(settings),
+        "runs": [],
+    }
+
+
+def resume(path: Path, settings: Settings) -> dict[str, Any]:
+    """The record at the path, to go on with, or an empty one.
+
+    Raises:
+        ValueError: if that record is of another machine, other versions or other settings.
+    """
+    fresh = empty_record(settings)
+    if not path.exists():
+        return fresh
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("schema", "machine", "versions", "settings"):
+        if found[key] != fresh[key]:
+            raise ValueError(
+                f"{path} has other {key}, {found[key]} instead of {fresh[key]}: "
+                "its runs cannot be compared with new ones; remove it, or write elsewhere by --json"
+            )
+    return found
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of the command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m benchmarks.time_to_accuracy",
+        description="Seconds of training until a certified accuracy is reached, by library.",
+    )
+    p.add_argument("--seed", type=int, action="append", metavar="N", help="default: 0, 1 and 2")
+    p.add_argument("--json", type=Path, default=RECORD, metavar="PATH", help="the record")
+    p.add_argument("--quick", action="store_true", help="one epoch of a small network")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the seeds that the record lacks; 0, or 1 if a library did not reach the level."""
+    p = parser()
+    arguments = p.parse_args(argv)
+    settings = Settings(epochs=1, level=0.0, width=32, depth=1) if arguments.quick else Settings()
+    if arguments.quick and arguments.json == RECORD:
+        p.error("--quick needs a --json of its own: its runs are no results")
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(settings.threads)
+    torch.use_deterministic_algorithms(True)
+    try:
+        try:
+            record = resume(arguments.json, settings)
+        except ValueError as error:
+            p.error(str(error))
+        print(runner.header({**runner.machine(), **record["machine"]}, record["versions"]))
+        digits = load_digits()
+        for seed in arguments.seed or SEEDS:
+            if any(run["seed"] == seed for run in record["runs"]):
+                print(f"\nseed {seed} is there already")
+                continue
+            run = race(settings, seed, digits)
+            record["runs"] = sorted([*record["runs"], run], key=lambda found: found["seed"])
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(record, indent=1, ensure_ascii=False)
+            arguments.json.write_text(text + "\n", encoding="utf-8")
+            print(summarise(run), flush=True)
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+        torch.set_num_threads(threads)
+    missed = [
+        (run["seed"], found["name"])
+        for run in record["runs"]
+        for found in run["contenders"]
+        if found["status"] == "measured" and found["seconds_to_level"] is None
+    ]
+    for seed, name in missed:
+        print(f"seed {seed}: {name} did not reach {settings.level:.0%}")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
