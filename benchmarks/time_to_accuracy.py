@@ -85,7 +85,11 @@ def build(layers: Layers, settings: Settings, seed: int) -> nn.Sequential:
             nn.init.orthogonal_(layer.parametrizations.weight.original, generator=generator)
             layer.bias.zero_()
         found += [layer, layers.activation()]
-    return nn.Sequential(*found[:-1])
+    model = nn.Sequential(*found[:-1]).train()
+    with torch.no_grad():
+        # deel-torchlip evaluates the weights of the last forward in training mode.
+        model(torch.zeros(1, 1, SIDE, SIDE))
+    return model
 
 
 def plain(model: nn.Sequential) -> nn.Sequential:
