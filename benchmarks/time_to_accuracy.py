@@ -1,25 +1,32 @@
 """How long each library trains until the same certified accuracy is reached.
 
-The task is the demo's: its digits, distortions, loss, schedule and network. All contenders start
-from the same raw weights and see the same batches. They take turns, an epoch each, and only what
-training needs is on the clock: distorting the batch, forward, loss, backward and Adam. After every
-epoch, off the clock, the weights that the library gives in evaluation mode are put into a plain
-network, whose Lipschitz bound `lipfuse.certify` computes: one judge for all.
+The task is the demo's: its digits, distortions, loss and schedule, with its own network and a
+convolutional one. All contenders see the same batches, and start from the same weights where their
+parametrizations can: of dense layers always; an orthogonal convolution's kernel is a product of
+factors that each library writes in its own way, so there everybody draws its own from the same seed.
+deel-torchlip's convolutions are not orthogonal and start as it draws them.
 
-    python -m benchmarks.time_to_accuracy                     # what is missing of three seeds
-    python -m benchmarks.time_to_accuracy --seed 1            # one seed, about a minute and a half
+The contenders take turns, an epoch each, and only what training needs is on the clock: distorting
+the batch, forward, loss, backward and Adam. After every epoch, off the clock, the weights that the
+library gives in evaluation mode are put into a plain network, whose Lipschitz bound
+`lipfuse.certify` computes: one judge for all.
 
-Finished seeds are kept in the record and not run again.
+    python -m benchmarks.time_to_accuracy                        # what is missing of three seeds
+    python -m benchmarks.time_to_accuracy --network dense --seed 1    # about a minute and a half
+
+Finished races are kept in the record and not run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,27 +43,40 @@ RECORD = Path(__file__).resolve().parent / "results" / "time_to_accuracy.json"
 OURS, DEEL, ORTHOGONIUM = "lipfuse", "deel-torchlip", "orthogonium"
 NAMES = (OURS, DEEL, ORTHOGONIUM)
 SEEDS = (0, 1, 2)
+DENSE, CONVOLUTIONAL = "dense", "convolutional"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Of all runs of a record. What is not here is as in the demo."""
+    """Of all races of a record. What is not here is as in the demo."""
 
-    epochs: int = 12
-    level: float = 0.87
-    """Of certified accuracy: the time until it is reached is compared."""
+    epochs: dict[str, int] = field(default_factory=lambda: {DENSE: 12, CONVOLUTIONAL: 8})
+    level: dict[str, float] = field(default_factory=lambda: {DENSE: 0.87, CONVOLUTIONAL: 0.87})
+    """Of certified accuracy, by network: the time until it is reached is compared."""
     radius: float = 0.5
     threads: int = 1
     width: int = 256
     depth: int = 3
+    channels: int = 16
 
 
 @dataclass(frozen=True)
 class Layers:
-    """What a contender builds its network from."""
+    """What a contender builds its networks from."""
 
     linear: Callable[[int, int], nn.Module]
+    conv: Callable[..., nn.Module]
     activation: Callable[[], nn.Module]
+
+
+QUICK = Settings(
+    epochs={DENSE: 1, CONVOLUTIONAL: 1},
+    level={DENSE: 0.0, CONVOLUTIONAL: 0.0},
+    width=32,
+    depth=1,
+    channels=4,
+)
+"""Everything runs, nothing is worth reading."""
 
 
 def layers_of(name: str) -> tuple[Layers | None, str]:
@@ -65,28 +85,46 @@ def layers_of(name: str) -> tuple[Layers | None, str]:
     orthogonium has no GroupSort2 of neighbours. It gets ours, the quickest, so that all networks
     compute the same function of the same weights.
     """
+    ours = lipfuse.nn
     if name == OURS:
-        return Layers(lipfuse.nn.SpectralLinear, lipfuse.nn.GroupSort2), ""
+        return Layers(ours.SpectralLinear, ours.OrthoConv2d, ours.GroupSort2), ""
     if name == DEEL:
         library, reason = peers.deel()
-        return library and Layers(library.SpectralLinear, library.GroupSort2), reason
-    library, reason = peers.orthogonium()
-    return library and Layers(library.OrthoLinear, lipfuse.nn.GroupSort2), reason
+        if library is None:
+            return None, reason
+        return Layers(library.SpectralLinear, library.SpectralConv2d, library.GroupSort2), ""
+    linear, reason = peers.orthogonium()
+    aoc, reason_of_aoc = peers.find("orthogonium.layers.conv.AOC")
+    if linear is None or aoc is None:
+        return None, reason or reason_of_aoc
+    conv = functools.partial(aoc.AdaptiveOrthoConv2d, padding_mode="zeros")
+    return Layers(linear.OrthoLinear, conv, ours.GroupSort2), ""
 
 
-def build(layers: Layers, settings: Settings, seed: int) -> nn.Sequential:
-    """The demo's network, every weight an orthogonal matrix drawn from the seed, no bias."""
-    generator = torch.Generator().manual_seed(seed)
+def build(network: str, layers: Layers, settings: Settings, seed: int) -> nn.Sequential:
+    """The demo's network, or a convolutional one. Biases are zero, dense weights orthogonal."""
+    torch.manual_seed(seed)
+    found: list[nn.Module] = []
     sizes = [SIDE * SIDE, *[settings.width] * settings.depth, CLASSES]
-    found: list[nn.Module] = [nn.Flatten()]
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
-        layer: Any = layers.linear(inputs, outputs)
-        with torch.no_grad():
-            nn.init.orthogonal_(layer.parametrizations.weight.original, generator=generator)
-            layer.bias.zero_()
-        found += [layer, layers.activation()]
+    if network == CONVOLUTIONAL:
+        c = settings.channels
+        for inputs, outputs, kernel, stride in ((1, c, 5, 2), (c, 2 * c, 3, 2), (2 * c, 2 * c, 3, 1)):
+            layer = layers.conv(inputs, outputs, kernel, stride=stride, padding=kernel // 2)
+            found += [layer, layers.activation()]
+        sizes = [2 * c * (SIDE // 4) ** 2, settings.width // 2, CLASSES]
+    found.append(nn.Flatten())
+    for inputs, outputs in itertools.pairwise(sizes):
+        found += [layers.linear(inputs, outputs), layers.activation()]
     model = nn.Sequential(*found[:-1]).train()
+    # Of its own: how much the layers drew from torch's does not matter.
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
+        for layer in model:
+            if isinstance(layer, nn.Linear):
+                chain: Any = layer.parametrizations
+                nn.init.orthogonal_(chain.weight.original, generator=generator)
+            if isinstance(layer, nn.Linear | nn.Conv2d) and layer.bias is not None:
+                layer.bias.zero_()
         # deel-torchlip evaluates the weights of the last forward in training mode.
         model(torch.zeros(1, 1, SIDE, SIDE))
     return model
@@ -97,8 +135,18 @@ def plain(model: nn.Sequential) -> nn.Sequential:
     model.eval()
     found: list[nn.Module] = []
     for module in model:
-        if isinstance(module, nn.Linear):
-            layer = nn.Linear(module.in_features, module.out_features)
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            layer: Any
+            if isinstance(module, nn.Linear):
+                layer = nn.Linear(module.in_features, module.out_features)
+            else:
+                layer = nn.Conv2d(
+                    module.in_channels,
+                    module.out_channels,
+                    module.kernel_size,  # type: ignore[arg-type]
+                    module.stride,  # type: ignore[arg-type]
+                    module.padding,  # type: ignore[arg-type]
+                )
             with torch.no_grad():
                 layer.weight.copy_(module.weight)
                 layer.bias.copy_(module.bias)
@@ -171,37 +219,38 @@ class Racer:
         }
 
 
-def race(settings: Settings, seed: int, digits: Digits) -> dict[str, Any]:
+def race(settings: Settings, network: str, seed: int, digits: Digits) -> dict[str, Any]:
     """All contenders, from the same weights, with the same batches, in turn."""
-    demo = replace(DemoSettings(), epochs=settings.epochs, seed=seed)
+    demo = replace(DemoSettings(), epochs=settings.epochs[network], seed=seed)
     racers, absent = [], []
     for name in NAMES:
         layers, reason = layers_of(name)
         if layers is None:
             absent.append({"name": name, "status": "not measured", "reason": reason})
             continue
-        model = build(layers, settings, seed)
+        model = build(network, layers, settings, seed)
         if name == OURS:
             lipfuse.fuse(model)
         racers.append(Racer(name, model, demo, digits))
     with torch.no_grad():
         first = [plain(racer.model)(digits.test_images) for racer in racers]
     apart = max((float((logits - first[0]).abs().max()) for logits in first), default=0.0)
-    if apart > 1e-3:
+    if network == DENSE and apart > 1e-3:
         raise RuntimeError(f"the contenders' logits differ by {apart:.2g} before training")
     for racer in racers:
         racer.look(settings.radius)
-    for epoch in range(settings.epochs):
+    for epoch in range(settings.epochs[network]):
         with runner.no_collection():
             for racer in racers if epoch % 2 == 0 else reversed(racers):
                 racer.epoch()
         for racer in racers:
             racer.look(settings.radius)
     return {
+        "network": network,
         "seed": seed,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "apart_at_start": apart,
-        "contenders": [*[racer.record(settings.level) for racer in racers], *absent],
+        "contenders": [*[racer.record(settings.level[network]) for racer in racers], *absent],
     }
 
 
@@ -224,7 +273,7 @@ def summarise(run: dict[str, Any]) -> str:
             ]
         )
     columns = ["", "step", "to level", "accuracy", "certified"]
-    return f"\nseed {run['seed']}\n{runner.table(columns, rows)}"
+    return f"\n{run['network']}, seed {run['seed']}\n{runner.table(columns, rows)}"
 
 
 def empty_record(settings: Settings) -> dict[str, Any]:
@@ -265,17 +314,19 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.time_to_accuracy",
         description="Seconds of training until a certified accuracy is reached, by library.",
     )
+    networks = (DENSE, CONVOLUTIONAL)
+    p.add_argument("--network", choices=networks, action="append", help="default: both")
     p.add_argument("--seed", type=int, action="append", metavar="N", help="default: 0, 1 and 2")
     p.add_argument("--json", type=Path, default=RECORD, metavar="PATH", help="the record")
-    p.add_argument("--quick", action="store_true", help="one epoch of a small network")
+    p.add_argument("--quick", action="store_true", help="one epoch of small networks")
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the seeds that the record lacks; 0, or 1 if a library did not reach the level."""
+    """Runs the races that the record lacks; 0, or 1 if a library did not reach the level."""
     p = parser()
     arguments = p.parse_args(argv)
-    settings = Settings(epochs=1, level=0.0, width=32, depth=1) if arguments.quick else Settings()
+    settings = QUICK if arguments.quick else Settings()
     if arguments.quick and arguments.json == RECORD:
         p.error("--quick needs a --json of its own: its runs are no results")
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
@@ -288,12 +339,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             p.error(str(error))
         print(runner.header({**runner.machine(), **record["machine"]}, record["versions"]))
         digits = load_digits()
-        for seed in arguments.seed or SEEDS:
-            if any(run["seed"] == seed for run in record["runs"]):
-                print(f"\nseed {seed} is there already")
+        races = itertools.product(
+            arguments.network or (DENSE, CONVOLUTIONAL), arguments.seed or SEEDS
+        )
+        for network, seed in races:
+            if any((run["network"], run["seed"]) == (network, seed) for run in record["runs"]):
+                print(f"\n{network}, seed {seed}: there already")
                 continue
-            run = race(settings, seed, digits)
-            record["runs"] = sorted([*record["runs"], run], key=lambda found: found["seed"])
+            run = race(settings, network, seed, digits)
+            record["runs"].append(run)
+            record["runs"].sort(key=lambda run: (run["network"], run["seed"]))
             arguments.json.parent.mkdir(parents=True, exist_ok=True)
             text = json.dumps(record, indent=1, ensure_ascii=False)
             arguments.json.write_text(text + "\n", encoding="utf-8")
@@ -302,13 +357,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.use_deterministic_algorithms(deterministic)
         torch.set_num_threads(threads)
     missed = [
-        (run["seed"], found["name"])
+        (run["network"], run["seed"], found["name"])
         for run in record["runs"]
         for found in run["contenders"]
         if found["status"] == "measured" and found["seconds_to_level"] is None
     ]
-    for seed, name in missed:
-        print(f"seed {seed}: {name} did not reach {settings.level:.0%}")
+    for network, seed, name in missed:
+        print(f"{network}, seed {seed}: {name} did not reach {settings.level[network]:.0%}")
     return 1 if missed else 0
 
 
