@@ -50,9 +50,12 @@ DENSE, CONVOLUTIONAL = "dense", "convolutional"
 class Settings:
     """Of all races of a record. What is not here is as in the demo."""
 
-    epochs: dict[str, int] = field(default_factory=lambda: {DENSE: 12, CONVOLUTIONAL: 8})
-    level: dict[str, float] = field(default_factory=lambda: {DENSE: 0.87, CONVOLUTIONAL: 0.87})
-    """Of certified accuracy, by network: the time until it is reached is compared."""
+    epochs: dict[str, int] = field(default_factory=lambda: {DENSE: 12, CONVOLUTIONAL: 12})
+    levels: dict[str, list[float]] = field(
+        default_factory=lambda: {DENSE: [0.87], CONVOLUTIONAL: [0.7, 0.84]}
+    )
+    """Of certified accuracy, by network: the times until they are reached are compared. The second
+    is out of reach of convolutions that are not orthogonal, within so many epochs."""
     radius: float = 0.5
     threads: int = 1
     width: int = 256
@@ -71,7 +74,7 @@ class Layers:
 
 QUICK = Settings(
     epochs={DENSE: 1, CONVOLUTIONAL: 1},
-    level={DENSE: 0.0, CONVOLUTIONAL: 0.0},
+    levels={DENSE: [0.0], CONVOLUTIONAL: [0.0, 1.0]},
     width=32,
     depth=1,
     channels=4,
@@ -108,7 +111,11 @@ def build(network: str, layers: Layers, settings: Settings, seed: int) -> nn.Seq
     sizes = [SIDE * SIDE, *[settings.width] * settings.depth, CLASSES]
     if network == CONVOLUTIONAL:
         c = settings.channels
-        for inputs, outputs, kernel, stride in ((1, c, 5, 2), (c, 2 * c, 3, 2), (2 * c, 2 * c, 3, 1)):
+        for inputs, outputs, kernel, stride in (
+            (1, c, 5, 2),
+            (c, 2 * c, 3, 2),
+            (2 * c, 2 * c, 3, 1),
+        ):
             layer = layers.conv(inputs, outputs, kernel, stride=stride, padding=kernel // 2)
             found += [layer, layers.activation()]
         sizes = [2 * c * (SIDE // 4) ** 2, settings.width // 2, CLASSES]
@@ -152,7 +159,9 @@ def plain(model: nn.Sequential) -> nn.Sequential:
                 layer.bias.copy_(module.bias)
             found.append(layer)
         else:
-            found.append(nn.Flatten() if isinstance(module, nn.Flatten) else lipfuse.nn.GroupSort2())
+            found.append(
+                nn.Flatten() if isinstance(module, nn.Flatten) else lipfuse.nn.GroupSort2()
+            )
     model.train()
     return nn.Sequential(*found)
 
@@ -206,16 +215,19 @@ class Racer:
         accuracy, certified = judge(self.model, self.digits, radius)
         self.curve.append((round(sum(self.seconds), 4), accuracy, certified))
 
-    def record(self, level: float) -> dict[str, Any]:
+    def record(self, levels: Sequence[float]) -> dict[str, Any]:
         """What the race found of it."""
-        reached = [i for i, (_, _, certified) in enumerate(self.curve) if certified >= level]
+        reached = []
+        for level in levels:
+            at = [i for i, (_, _, certified) in enumerate(self.curve) if certified >= level]
+            seconds = self.curve[at[0]][0] if at else None
+            reached.append({"level": level, "epoch": at[0] if at else None, "seconds": seconds})
         return {
             "name": self.name,
             "status": "measured",
             "step": asdict(runner.summarise(self.seconds)),
             "curve": [list(point) for point in self.curve],
-            "epochs_to_level": reached[0] if reached else None,
-            "seconds_to_level": self.curve[reached[0]][0] if reached else None,
+            "reached": reached,
         }
 
 
@@ -250,29 +262,27 @@ def race(settings: Settings, network: str, seed: int, digits: Digits) -> dict[st
         "seed": seed,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "apart_at_start": apart,
-        "contenders": [*[racer.record(settings.level[network]) for racer in racers], *absent],
+        "contenders": [*[racer.record(settings.levels[network]) for racer in racers], *absent],
     }
 
 
 def summarise(run: dict[str, Any]) -> str:
-    """A run in a few lines."""
-    rows = []
+    """A race in a few lines."""
+    columns, rows = ["", "step", "accuracy", "certified"], []
     for found in run["contenders"]:
         if found["status"] != "measured":
-            rows.append([found["name"], found["reason"], "", "", ""])
+            rows.append([found["name"], found["reason"]])
             continue
         _, accuracy, certified = found["curve"][-1]
-        seconds = found["seconds_to_level"]
-        rows.append(
-            [
-                found["name"],
-                runner.show_time(found["step"]["median"]),
-                "not reached" if seconds is None else runner.show_time(seconds),
-                f"{accuracy:.1%}",
-                f"{certified:.1%}",
-            ]
-        )
-    columns = ["", "step", "to level", "accuracy", "certified"]
+        row = [found["name"], runner.show_time(found["step"]["median"])]
+        row += [f"{accuracy:.1%}", f"{certified:.1%}"]
+        for goal in found["reached"]:
+            seconds = goal["seconds"]
+            row.append("not reached" if seconds is None else runner.show_time(seconds))
+            if len(row) > len(columns):
+                columns.append(f"to {goal['level']:.0%}")
+        rows.append(row)
+    rows = [row + [""] * (len(columns) - len(row)) for row in rows]
     return f"\n{run['network']}, seed {run['seed']}\n{runner.table(columns, rows)}"
 
 
@@ -323,7 +333,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the races that the record lacks; 0, or 1 if a library did not reach the level."""
+    """Runs the races that the record lacks.
+
+    Args:
+        argv: the command line's arguments; those of the process if not given.
+
+    Returns:
+        0.
+    """
     p = parser()
     arguments = p.parse_args(argv)
     settings = QUICK if arguments.quick else Settings()
@@ -356,15 +373,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         torch.use_deterministic_algorithms(deterministic)
         torch.set_num_threads(threads)
-    missed = [
-        (run["network"], run["seed"], found["name"])
-        for run in record["runs"]
-        for found in run["contenders"]
-        if found["status"] == "measured" and found["seconds_to_level"] is None
-    ]
-    for network, seed, name in missed:
-        print(f"{network}, seed {seed}: {name} did not reach {settings.level[network]:.0%}")
-    return 1 if missed else 0
+    return 0
 
 
 if __name__ == "__main__":
