@@ -3,7 +3,7 @@
 The task is the demo's: its digits, distortions, loss and schedule, with its own network and a
 convolutional one. All contenders see the same batches, and start from the same weights where their
 parametrizations can: of dense layers always; an orthogonal convolution's kernel is a product of
-factors that each library writes in its own way, so there everybody draws its own from the same seed.
+factors that each library writes in its own way, so there everybody draws its own from one seed.
 deel-torchlip's convolutions are not orthogonal and start as it draws them.
 
 The contenders take turns, an epoch each, and only what training needs is on the clock: distorting
@@ -77,7 +77,7 @@ QUICK = Settings(
     levels={DENSE: [0.0], CONVOLUTIONAL: [0.0, 1.0]},
     width=32,
     depth=1,
-    channels=4,
+    channels=8,
 )
 """Everything runs, nothing is worth reading."""
 
