@@ -15,13 +15,14 @@ from benchmarks.runner import Call, Contender, Session, Target
 
 QUESTION = "forward and backward of one layer with a batch"
 
-OURS, PLAIN, DEEL, ORTHOGONIUM = "lipfuse", "torch.nn", "deel-torchlip", "orthogonium"
+OURS, PLAIN, DEEL = "lipfuse", "torch.nn", "deel-torchlip"
+ORTHOGONIUM, AOC = "orthogonium", "orthogonium AOC"
 _MODULES = {
     OURS: "lipfuse.nn",
     PLAIN: "torch.nn",
     DEEL: "deel.torchlip",
-    "orthogonium": "orthogonium.layers.linear",
-    "AOC": "orthogonium.layers.conv.AOC",
+    ORTHOGONIUM: "orthogonium.layers.linear",
+    AOC: "orthogonium.layers.conv.AOC",
 }
 
 
@@ -65,9 +66,9 @@ CASES = {
     "OrthoConv2d 64 channels, 3x3, 16x16, batch 16": Layer(
         (16, 64, 16, 16),
         (64, 64, 3),
-        {OURS: "OrthoConv2d", PLAIN: "Conv2d", "AOC": "AdaptiveOrthoConv2d"},
+        {OURS: "OrthoConv2d", PLAIN: "Conv2d", AOC: "AdaptiveOrthoConv2d"},
         {"padding": 1, "padding_mode": "zeros"},
-        (Target.faster("orthogonium AOC", OURS, 1),),
+        (Target.faster(AOC, OURS, 1),),
     ),
     "FrobeniusLinear 512 to 10, batch 128": Layer(
         (128, 512),
@@ -89,10 +90,9 @@ def _step(layer: nn.Module, x: Tensor, grad: Tensor) -> Call:
 
 
 def _contender(library: str, about: Layer) -> Contender:
-    name = "orthogonium AOC" if library == "AOC" else library
     module, reason = peers.find(_MODULES[library])
     if module is None:
-        return Contender(name, None, reason)
+        return Contender(library, None, reason)
     build: Callable[..., nn.Module] = getattr(module, about.classes[library])
     torch.manual_seed(0)
     x = torch.randn(about.shape).requires_grad_()
@@ -101,7 +101,7 @@ def _contender(library: str, about: Layer) -> Contender:
     with torch.no_grad():
         for _ in range(30):  # peers' power iterations settle
             y = layer(x)
-    return Contender(name, _step(layer, x, torch.randn_like(y)), ours=library == OURS)
+    return Contender(library, _step(layer, x, torch.randn_like(y)), ours=library == OURS)
 
 
 def run(session: Session) -> None:

@@ -17,8 +17,8 @@ NAMES = (steps.PLAIN, steps.DEEL, steps.ORTHOGONIUM, steps.FUSED)
 WIDTH = 256
 DEPTH, BATCH = 4, 128
 """Where the other one varies."""
-BATCHES, QUICK_BATCHES = (16, 32, 64, 128, 256, 512, 1024), (16, 128, 1024)
-DEPTHS, QUICK_DEPTHS = (1, 2, 4, 8, 16), (1, 4, 8)
+BATCHES, QUICK_BATCHES = (16, 32, 64, 128, 256, 512, 1024), (16, 128, 512)
+DEPTHS, QUICK_DEPTHS = (1, 2, 4, 8, 16), (1, 4)
 
 
 def mlp(depth: int) -> Callable[[Kit], nn.Sequential]:

@@ -16,15 +16,19 @@ from benchmarks.runner import Call, Contender, Session, Target
 
 QUESTION = "whole training steps, constrained and not"
 
-PLAIN, SORTED, DEEL = "plain, ReLU", "plain, GroupSort2, L2 pool", "deel-torchlip"
+BARE, PLAIN, SORTED = "plain, no activation", "plain, ReLU", "plain, GroupSort2, L2 pool"
+DEEL = "deel-torchlip"
 DEEL_SORTED = "plain, deel-torchlip's GroupSort2, L2 pool"
 OURS, FUSED = "lipfuse", "lipfuse, fuse"
 RETRACTED, BOTH = "lipfuse, retract_", "lipfuse, fuse, retract_"
 ORTHOGONIUM, ORTHO = "orthogonium", "lipfuse, OrthoConv2d, fuse"
 """Convolutions of these are orthogonal; orthogonium's by its AOC. It has no GroupSort2 of
 neighbours and no L2 pooling, and gets ours."""
-NAMES = (PLAIN, SORTED, DEEL_SORTED, DEEL, ORTHOGONIUM, ORTHO, OURS, FUSED, RETRACTED, BOTH)
-QUICK = (PLAIN, DEEL, FUSED, BOTH)
+NAMES = (
+    *(BARE, PLAIN, SORTED, DEEL_SORTED, DEEL, ORTHOGONIUM),
+    *(ORTHO, OURS, FUSED, RETRACTED, BOTH),
+)
+QUICK = (BARE, PLAIN, SORTED, DEEL_SORTED, DEEL, FUSED, BOTH)
 """Of the slowest network, a quick run measures these."""
 LEARNING_RATE = 1e-4
 """Small, so that the weights stay where they start: all contenders work on the same spectra."""
@@ -59,6 +63,8 @@ def _l2_pool() -> nn.Module:
 
 
 KITS: dict[str, Kit] = {
+    # What is left of a step without activations and normalisation; the pool averages.
+    BARE: Kit(nn.Linear, _plain_conv, nn.Identity, lambda: nn.AvgPool2d(2)),
     PLAIN: Kit(nn.Linear, _plain_conv, nn.ReLU, lambda: nn.AvgPool2d(2)),
     SORTED: Kit(nn.Linear, _plain_conv, lipfuse.nn.GroupSort2, _l2_pool),
     OURS: kit_of(lipfuse.nn),

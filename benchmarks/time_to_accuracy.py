@@ -43,6 +43,7 @@ RECORD = Path(__file__).resolve().parent / "results" / "time_to_accuracy.json"
 OURS, DEEL, ORTHOGONIUM = "lipfuse", "deel-torchlip", "orthogonium"
 NAMES = (OURS, DEEL, ORTHOGONIUM)
 SEEDS = (0, 1, 2)
+SCHEMA = 1
 DENSE, CONVOLUTIONAL = "dense", "convolutional"
 
 
@@ -290,13 +291,25 @@ def empty_record(settings: Settings) -> dict[str, Any]:
     """A record without runs."""
     about = {key: value for key, value in runner.machine().items() if key != "load_average"}
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "command": ["python", "-m", "benchmarks.time_to_accuracy"],
         "machine": about,
         "versions": runner.versions(),
         "settings": asdict(settings),
         "runs": [],
     }
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A record.
+
+    Raises:
+        ValueError: if the file is something else.
+    """
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict) or "runs" not in found or found.get("schema") != SCHEMA:
+        raise ValueError(f"{path} is no record of python -m benchmarks.time_to_accuracy")
+    return found
 
 
 def resume(path: Path, settings: Settings) -> dict[str, Any]:
@@ -308,8 +321,8 @@ def resume(path: Path, settings: Settings) -> dict[str, Any]:
     fresh = empty_record(settings)
     if not path.exists():
         return fresh
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    for key in ("schema", "machine", "versions", "settings"):
+    found = load(path)
+    for key in ("machine", "versions", "settings"):
         if found[key] != fresh[key]:
             raise ValueError(
                 f"{path} has other {key}, {found[key]} instead of {fresh[key]}: "
