@@ -2,7 +2,7 @@
 
 Two runs never meet the same machine, so seconds are not compared. In every case each run timed its
 contenders in turn, and those that are not ours (yardsticks, peers, plain torch) did the same work
-both times: the median of their changes is what the machine did, and is taken off the change of ours.
+both times: the median of their changes is what the machine did, and is taken off ours.
 What remains counts as slower beyond the noise, which both runs measured:
 
 - the interquartile ranges of the contender, in both runs;

@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import scaling, spectral, steps
+from benchmarks import scaling, spectral, steps, weights
 from benchmarks import time_to_accuracy as races
-from benchmarks import weights
 from benchmarks.records import ROOT, Case, Record, cases, digest
-from benchmarks.tables import MAPS, Sources, goals, least, times
+from benchmarks.tables import MAPS, Sources, goals, least, networks, times
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,7 +106,7 @@ def _versus(
 
 
 def speed(s: Sources) -> Figure:
-    """Bars against the peers: one weight beside its floor, whole steps beside unconstrained ones."""
+    """Bars against the peers: one weight and its floor, whole steps and unconstrained ones."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -213,7 +212,7 @@ def cost(s: Sources) -> Figure:
         points = [(n, _milli(case.median(name))) for n, case in squares]
         _line(left, points, label, **style)
     floors = [(n, _milli(least(s, case))) for n, case in squares]
-    _line(left, floors, "floor of lipfuse's method", color=BLACK, linestyle=":", linewidth=1.4)
+    _line(left, floors, "floor of the exact method", color=BLACK, linestyle=":", linewidth=1.4)
     _title(left, "n x n weight made orthogonal", "n")
     left.set_ylabel("forward + backward, ms", fontsize=9, color=GREY)
 
@@ -365,10 +364,14 @@ def split(s: Sources) -> Figure:
 
 def accuracy(s: Sources) -> Figure:
     """Certified accuracy against seconds: a thin line a seed, a thick one their mean."""
-    networks = list(dict.fromkeys(run["network"] for run in s.races["runs"]))
-    figure, axes = _figure(max(1, len(networks)), 3.5, sharey=True)
+    there = networks(s.races)
+    figure, axes = _figure(max(1, len(there)), 3.5, sharey=True)
     radius = s.races["settings"]["radius"]
-    for one, network in zip(axes, networks, strict=False):
+    lowest = min(
+        (c["curve"][1][2] for run in s.races["runs"] for c in run["contenders"] if "curve" in c),
+        default=0.0,
+    )
+    for one, network in zip(axes, there, strict=False):
         runs = [run for run in s.races["runs"] if run["network"] == network]
         for name in races.NAMES:
             curves = [
@@ -398,9 +401,6 @@ def accuracy(s: Sources) -> Figure:
                     fontsize=8.5,
                     color=BLACK,
                 )
-        lowest = min(
-            (c["curve"][1][2] for r in runs for c in r["contenders"] if "curve" in c), default=0
-        )
         one.set_ylim(bottom=100 * lowest - 5)
         one.set_xlim(left=0)
         one.grid(color="#E5E5E5", linewidth=0.6)

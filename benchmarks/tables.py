@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accelerate, compiled, fuse, layers, memory, scaling, spectral, steps
+from benchmarks import accelerate, compiled, fuse, layers, memory, scaling, spectral, steps, weights
 from benchmarks import time_to_accuracy as races
-from benchmarks import weights
 from benchmarks.records import RACES, ROOT, RUN, Case, Record, cases, load
 from benchmarks.runner import show_bytes, show_time
 
@@ -287,10 +286,16 @@ class Goal:
         return f"{statistics.mean(ratios):.2f} ± {statistics.stdev(ratios):.2f}x"
 
 
+def networks(record: Record) -> list[str]:
+    """Those that were raced."""
+    there = {run["network"] for run in record["runs"]}
+    return [network for network in record["settings"]["levels"] if network in there]
+
+
 def goals(record: Record) -> list[Goal]:
     """All levels of all networks."""
     found = []
-    for network in dict.fromkeys(run["network"] for run in record["runs"]):
+    for network in networks(record):
         runs = [run for run in record["runs"] if run["network"] == network]
         for i, level in enumerate(record["settings"]["levels"][network]):
             seconds: dict[str, list[float]] = {}
