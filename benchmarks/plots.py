@@ -3,59 +3,37 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import scaling, spectral, steps, weights
-from benchmarks import time_to_accuracy as races
+from benchmarks.plot_style import (
+    BLACK,
+    BLUE,
+    COLOURS,
+    GREEN,
+    GREY,
+    LIGHT,
+    MILLI,
+    RED,
+    YELLOW,
+    figure_of,
+    line,
+    milli,
+    plain_ticks,
+    title,
+)
+from benchmarks.race_networks import NAMES
+from benchmarks.races import goals, networks
 from benchmarks.records import ROOT, Case, Record, cases, digest
-from benchmarks.tables import MAPS, Sources, goals, least, networks, times
+from benchmarks.tables import MAPS, Sources, least, times
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 IMAGES = ROOT / "docs" / "images"
-DPI = 200  # of 8 inches: 1600 pixels, for a place of 800
-
-# Okabe and Ito's colours, which colour-blind readers can tell apart too.
-BLUE, RED, GREEN, YELLOW = "#0072B2", "#D55E00", "#009E73", "#E69F00"
-BLACK, GREY, LIGHT = "#222222", "#777777", "#BBBBBB"
-COLOURS = {"lipfuse": BLUE, "deel-torchlip": RED, "orthogonium": GREEN}
-MILLI = 1e3
-
-
-def _figure(columns: int, height: float, rows: int = 1, **more: Any) -> tuple[Figure, list[Axes]]:
-    """Without pyplot, so that no display is ever asked for."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, height), layout="constrained", dpi=DPI, facecolor="white")
-    axes = figure.subplots(rows, columns, squeeze=False, **more)
-    for one in axes.flat:
-        one.spines[["top", "right"]].set_visible(False)
-        one.tick_params(labelsize=8.5)
-        one.set_axisbelow(True)
-    return figure, list(axes.flat)
-
-
-def _title(axes: Axes, text: str, below: str = "") -> None:
-    axes.set_title(text, fontsize=10.5, fontweight="bold", loc="left", color=BLACK)
-    if below:
-        axes.set_xlabel(below, fontsize=9, color=GREY)
-
-
-def _plain_ticks(axes: Axes, which: str, at: Sequence[float] | None = None) -> None:
-    """Numbers instead of powers of ten."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    if at is not None:
-        axis.set_ticks(list(at))
-        axis.set_ticks([], minor=True)
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
-
 
 # ---- what convinces ------------------------------------------------------------------------------
 
@@ -70,7 +48,7 @@ def _versus(
         groups: title, case, name of ours, names of the others by label, and the floor.
     """
     at, labels, places = 0.0, [], []
-    for title, case, ours, others, floor in groups:
+    for text, case, ours, others, floor in groups:
         reference = case.median(ours)
         assert reference is not None
         top = at
@@ -80,9 +58,8 @@ def _versus(
                 continue
             ratio = median / reference
             axes.barh(at, ratio, height=0.82, color=COLOURS[label])
-            text = f"{median * MILLI:.3g} ms" if label == "lipfuse" else times(ratio)
             axes.annotate(
-                text,
+                f"{median * MILLI:.3g} ms" if label == "lipfuse" else times(ratio),
                 (ratio, at),
                 (4, 0),
                 textcoords="offset points",
@@ -94,7 +71,7 @@ def _versus(
             at += 1
         if floor is not None:
             axes.plot([floor / reference] * 2, [top - 0.5, at - 0.5], color=BLACK, linewidth=1.6)
-        labels.append(title)
+        labels.append(text)
         places.append((top + at - 1) / 2)
         at += 0.7
     axes.set_yticks(places, labels)
@@ -110,7 +87,7 @@ def speed(s: Sources) -> Figure:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    figure, (left, right) = _figure(2, 3.6)
+    figure, (left, right) = figure_of(2, 3.6)
     shown = [
         case
         for name in ("64x64", "256x256", "512x512", "128x1152")
@@ -122,7 +99,7 @@ def speed(s: Sources) -> Figure:
         left,
         [(c.name, c, weights.OURS, others, least(s, c)) for c in shown],
     )
-    _title(
+    title(
         left,
         "One orthogonal weight, forward + backward",
         "time relative to lipfuse (less is better)",
@@ -145,7 +122,7 @@ def speed(s: Sources) -> Figure:
             for case in cases(s.run, "steps")
         ],
     )
-    _title(right, "One whole training step", "time relative to lipfuse (less is better)")
+    title(right, "One whole training step", "time relative to lipfuse (less is better)")
     handles: list[Any] = [Patch(color=colour, label=name) for name, colour in COLOURS.items()]
     label = "floor: the products needed | the network unconstrained"
     handles.append(Line2D([], [], color=BLACK, linewidth=1.6, label=label))
@@ -164,14 +141,6 @@ def speed(s: Sources) -> Figure:
 # ---- cost against n ------------------------------------------------------------------------------
 
 
-def _line(
-    axes: Axes, points: Iterable[tuple[float, float | None]], label: str, **style: Any
-) -> None:
-    there = [(x, y) for x, y in points if y is not None]
-    if there:
-        axes.plot(*zip(*there, strict=True), label=label, **style)
-
-
 def _square(record: Record, benchmark: str) -> list[tuple[int, Case]]:
     """The square cases of a benchmark by their size, but for other spectra."""
     found = []
@@ -184,7 +153,7 @@ def _square(record: Record, benchmark: str) -> list[tuple[int, Case]]:
 
 def cost(s: Sources) -> Figure:
     """Milliseconds against n, both axes logarithmic: orthogonal weights, and spectral norms."""
-    figure, (left, right) = _figure(2, 4.4)
+    figure, (left, right) = figure_of(2, 4.4)
     squares = _square(s.run, "weights")
     marks: dict[str, Any] = {"marker": "o", "markersize": 3.5, "linewidth": 1.6}
     thin = {**marks, "linewidth": 1.0, "markersize": 2.5}
@@ -209,11 +178,11 @@ def cost(s: Sources) -> Figure:
         ),
     ]
     for name, label, style in series:
-        points = [(n, _milli(case.median(name))) for n, case in squares]
-        _line(left, points, label, **style)
-    floors = [(n, _milli(least(s, case))) for n, case in squares]
-    _line(left, floors, "floor of the exact method", color=BLACK, linestyle=":", linewidth=1.4)
-    _title(left, "n x n weight made orthogonal", "n")
+        points = [(n, milli(case.median(name))) for n, case in squares]
+        line(left, points, label, **style)
+    floors = [(n, milli(least(s, case))) for n, case in squares]
+    line(left, floors, "floor of the exact method", color=BLACK, linestyle=":", linewidth=1.4)
+    title(left, "n x n weight made orthogonal", "n")
     left.set_ylabel("forward + backward, ms", fontsize=9, color=GREY)
 
     spectra = _square(s.run, "spectral")
@@ -222,16 +191,16 @@ def cost(s: Sources) -> Figure:
         (spectral.OURS, "lipfuse", {**marks, "color": BLUE, "linewidth": 2.2}),
         (spectral.BOUND, "lipfuse, bound proven", {**thin, "color": BLUE, "linestyle": "--"}),
     ):
-        _line(right, [(n, _milli(case.median(name))) for n, case in spectra], label, **style)
-    floors = [(n, _milli(case.floor(spectral.OURS))) for n, case in spectra]
-    _line(right, floors, "floor: memory traffic", color=BLACK, linestyle=":", linewidth=1.4)
-    _title(right, "n x n weight divided by its norm", "n")
+        line(right, [(n, milli(case.median(name))) for n, case in spectra], label, **style)
+    floors = [(n, milli(case.floor(spectral.OURS))) for n, case in spectra]
+    line(right, floors, "floor: memory traffic", color=BLACK, linestyle=":", linewidth=1.4)
+    title(right, "n x n weight divided by its norm", "n")
     for axes, found in ((left, squares), (right, spectra)):
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.grid(color="#E5E5E5", linewidth=0.6)
-        _plain_ticks(axes, "x", [n for n, _ in found])
-        _plain_ticks(axes, "y")
+        plain_ticks(axes, "x", [n for n, _ in found])
+        plain_ticks(axes, "y")
         axes.legend(
             fontsize=8,
             frameon=False,
@@ -244,16 +213,12 @@ def cost(s: Sources) -> Figure:
     return figure
 
 
-def _milli(seconds: float | None) -> float | None:
-    return None if seconds is None else seconds * MILLI
-
-
 # ---- scaling -------------------------------------------------------------------------------------
 
 
 def growth(s: Sources) -> Figure:
     """A step's milliseconds against batch and depth, both axes logarithmic."""
-    figure, axes = _figure(2, 3.4, sharey=True)
+    figure, axes = figure_of(2, 3.4, sharey=True)
     styles = {
         steps.ORTHOGONIUM: ("orthogonium", GREEN),
         steps.DEEL: ("deel-torchlip", RED),
@@ -264,12 +229,12 @@ def growth(s: Sources) -> Figure:
         "batch": f"{scaling.DEPTH} layers of {scaling.WIDTH}",
         "depth": f"batch of {scaling.BATCH}",
     }
-    for one, (over, title) in zip(axes, titles.items(), strict=True):
+    for one, (over, text) in zip(axes, titles.items(), strict=True):
         found = [c for c in cases(s.run, "scaling") if c.record["over"] == over]
         for name, (label, colour) in styles.items():
-            points = [(c.record["at"], _milli(c.median(name))) for c in found]
+            points = [(c.record["at"], milli(c.median(name))) for c in found]
             wide = 2.2 if colour == BLUE else 1.6
-            _line(
+            line(
                 one,
                 points,
                 label,
@@ -279,12 +244,12 @@ def growth(s: Sources) -> Figure:
                 linewidth=wide,
                 linestyle="--" if colour == BLACK else "-",
             )
-        _title(one, title, "batch size" if over == "batch" else "layers")
+        title(one, text, "batch size" if over == "batch" else "layers")
         one.set_xscale("log", base=2)
         one.set_yscale("log")
         one.grid(color="#E5E5E5", linewidth=0.6)
-        _plain_ticks(one, "x", [c.record["at"] for c in found])
-        _plain_ticks(one, "y")
+        plain_ticks(one, "x", [c.record["at"] for c in found])
+        plain_ticks(one, "y")
     axes[0].set_ylabel("training step, ms", fontsize=9, color=GREY)
     figure.legend(
         *axes[0].get_legend_handles_labels(),
@@ -331,7 +296,7 @@ def split(s: Sources) -> Figure:
         steps.PLAIN: "unconstrained, ReLU",
     }
     found = [case for case in cases(s.run, "steps") if any(parts(case, name) for name in labels)]
-    figure, axes = _figure(1, 1.0 + 1.5 * max(1, len(found)), rows=max(1, len(found)))
+    figure, axes = figure_of(1, 1.0 + 1.5 * max(1, len(found)), rows=max(1, len(found)))
     for one, case in zip(axes, found, strict=False):
         there = {n: p for n in labels if (p := parts(case, n)) is not None}
         for at, found_parts in enumerate(there.values()):
@@ -353,7 +318,7 @@ def split(s: Sources) -> Figure:
         one.invert_yaxis()
         one.margins(x=0.12)
         one.grid(axis="x", color="#E5E5E5", linewidth=0.6)
-        _title(one, case.name, "training step, ms" if one is axes[-1] else "")
+        title(one, case.name, "training step, ms" if one is axes[-1] else "")
     handles = [Patch(color=colour, label=name) for name, colour in PARTS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
     return figure
@@ -365,7 +330,7 @@ def split(s: Sources) -> Figure:
 def accuracy(s: Sources) -> Figure:
     """Certified accuracy against seconds: a thin line a seed, a thick one their mean."""
     there = networks(s.races)
-    figure, axes = _figure(max(1, len(there)), 3.5, sharey=True)
+    figure, axes = figure_of(max(1, len(there)), 3.5, sharey=True)
     radius = s.races["settings"]["radius"]
     lowest = min(
         (c["curve"][1][2] for run in s.races["runs"] for c in run["contenders"] if "curve" in c),
@@ -373,7 +338,7 @@ def accuracy(s: Sources) -> Figure:
     )
     for one, network in zip(axes, there, strict=False):
         runs = [run for run in s.races["runs"] if run["network"] == network]
-        for name in races.NAMES:
+        for name in NAMES:
             curves = [
                 found["curve"]
                 for run in runs
@@ -404,7 +369,7 @@ def accuracy(s: Sources) -> Figure:
         one.set_ylim(bottom=100 * lowest - 5)
         one.set_xlim(left=0)
         one.grid(color="#E5E5E5", linewidth=0.6)
-        _title(one, f"{network} network", "seconds of training, 1 thread")
+        title(one, f"{network} network", "seconds of training, 1 thread")
     axes[0].set_ylabel(f"certified accuracy at radius {radius:g}, %", fontsize=9, color=GREY)
     axes[0].legend(fontsize=8.5, frameon=False, loc="lower right")
     return figure

@@ -8,13 +8,36 @@ python -m benchmarks.report --check                # changes nothing, says what 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import plots
 from benchmarks.records import RACES, ROOT, RUN, digest
-from benchmarks.tables import Sources, fill, relative
+from benchmarks.tables import TABLES, Sources, relative
+
+_END = "<!-- end of table -->"
+_PLACE = re.compile(r"<!-- table: ([a-z ]+) -->\n.*?" + re.escape(_END), re.DOTALL)
+
+
+def fill(text: str, sources: Sources) -> str:
+    """A page with its tables as the records have them.
+
+    Raises:
+        ValueError: if it asks for a table that there is not, or does not say where one ends.
+    """
+    opened, ended = text.count("<!-- table: "), text.count(_END)
+    if opened != ended or opened != len(_PLACE.findall(text)):
+        raise ValueError(f"{opened} tables begin and {ended} end, each needs a line of its own")
+
+    def place(found: re.Match[str]) -> str:
+        name = found[1]
+        if name not in TABLES:
+            raise ValueError(f"there is no table {name!r}; there are {', '.join(TABLES)}")
+        return f"<!-- table: {name} -->\n\n{TABLES[name](sources)}\n\n{_END}"
+
+    return _PLACE.sub(place, text)
 
 
 def pages() -> list[Path]:

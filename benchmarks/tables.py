@@ -1,7 +1,6 @@
 """The tables of the documentation, in markdown: ``python -m benchmarks.tables [NAME ...]``.
 
-Pages have them between two comments, ``<!-- table: NAME -->`` and ``<!-- end of table -->``;
-`benchmarks.report` writes what belongs there, and a test compares it with the committed records.
+`benchmarks.report` writes them into pages.
 """
 
 from __future__ import annotations
@@ -13,10 +12,20 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from benchmarks import accelerate, compiled, fuse, layers, memory, scaling, spectral, steps, weights
-from benchmarks import time_to_accuracy as races
+from benchmarks import (
+    accelerate,
+    compiled,
+    fuse,
+    layers,
+    memory,
+    races,
+    scaling,
+    spectral,
+    steps,
+    weights,
+)
+from benchmarks.race_networks import DEEL, NAMES, ORTHOGONIUM, OURS
 from benchmarks.records import RACES, ROOT, RUN, Case, Record, cases, load
 from benchmarks.runner import show_bytes, show_time
 
@@ -156,12 +165,12 @@ def headline(s: Sources) -> str:
                 DASH,
             ]
         )
-    for goal in goals(s.races):
+    for goal in races.goals(s.races):
         if all(goal.seconds.values()):
             what = f"training to {goal.level:.0%} certified accuracy, {goal.network} network"
             rows.append(
-                [what, show_time(statistics.mean(goal.seconds[races.OURS]))]
-                + [goal.ratio(name) for name in (races.DEEL, races.ORTHOGONIUM)]
+                [what, show_time(statistics.mean(goal.seconds[OURS]))]
+                + [_times(goal.ratios(name)) for name in (DEEL, ORTHOGONIUM)]
                 + [DASH, DASH]
             )
     columns = ["", "lipfuse", "deel-torchlip", "orthogonium", "torch `orthogonal`", "unconstrained"]
@@ -267,65 +276,12 @@ def peak_memory(s: Sources) -> str:
     return markdown(["", "", "peak", "in weights"], rows)
 
 
-@dataclass(frozen=True)
-class Goal:
-    """A certified accuracy, and by library the seconds until each seed reached it."""
-
-    network: str
-    level: float
-    seconds: dict[str, list[float]]
-    """Empty where a seed did not get there."""
-    epochs: dict[str, list[int]]
-
-    def ratio(self, name: str) -> str:
-        """Of a library to lipfuse, over the seeds: mean and standard deviation."""
-        pairs = zip(self.seconds[name], self.seconds[races.OURS], strict=False)
-        ratios = [theirs / ours for theirs, ours in pairs]
-        if not ratios:
-            return DASH
-        if len(ratios) == 1:
-            return f"{ratios[0]:.2f}x"
-        return f"{statistics.mean(ratios):.2f} ± {statistics.stdev(ratios):.2f}x"
-
-
-def networks(record: Record) -> list[str]:
-    """Those that were raced."""
-    there = {run["network"] for run in record["runs"]}
-    return [network for network in record["settings"]["levels"] if network in there]
-
-
-def goals(record: Record) -> list[Goal]:
-    """All levels of all networks."""
-    found = []
-    for network in networks(record):
-        runs = [run for run in record["runs"] if run["network"] == network]
-        for i, level in enumerate(record["settings"]["levels"][network]):
-            seconds: dict[str, list[float]] = {}
-            epochs: dict[str, list[int]] = {}
-            for name in races.NAMES:
-                ends = [_end(run, name, i) for run in runs]
-                reached = [end for end in ends if end is not None and end["seconds"] is not None]
-                everyone = reached if len(reached) == len(runs) else []
-                seconds[name] = [end["seconds"] for end in everyone]
-                epochs[name] = [end["epoch"] for end in everyone]
-            found.append(Goal(network, level, seconds, epochs))
-    return found
-
-
-def _end(run: Record, name: str, level: int) -> dict[str, Any] | None:
-    for found in run["contenders"]:
-        if found["name"] == name and found["status"] == "measured":
-            end: dict[str, Any] = found["reached"][level]
-            return end
-    return None
-
-
 def time_to_accuracy(s: Sources) -> str:
     """The races: a row for each library and level."""
     rows = []
-    for goal in goals(s.races):
+    for goal in races.goals(s.races):
         runs = [run for run in s.races["runs"] if run["network"] == goal.network]
-        for name in races.NAMES:
+        for name in NAMES:
             found = [c for run in runs for c in run["contenders"] if c["name"] == name]
             there = [c for c in found if c["status"] == "measured"]
             if not there:
@@ -341,12 +297,20 @@ def time_to_accuracy(s: Sources) -> str:
                     show_time(statistics.median(c["step"]["median"] for c in there)),
                     "not reached" if not epochs else ", ".join(map(str, epochs)),
                     DASH if not seconds else _mean(seconds, " s"),
-                    DASH if not seconds else goal.ratio(name) if name != races.OURS else "1",
+                    "1" if name == OURS else _times(goal.ratios(name)),
                     _mean([100 * value for value in last], " %"),
                 ]
             )
     columns = ["network", "level", "", "step", "epochs, by seed", "seconds", "to lipfuse"]
     return markdown([*columns, "certified at the end"], rows)
+
+
+def _times(ratios: Sequence[float]) -> str:
+    """Mean and standard deviation."""
+    if not ratios:
+        return DASH
+    spread = f" ± {statistics.stdev(ratios):.1f}" if len(ratios) > 1 else ""
+    return f"{statistics.mean(ratios):.1f}{spread}x"
 
 
 def _mean(values: Sequence[float], unit: str) -> str:
@@ -410,31 +374,6 @@ TABLES: dict[str, Callable[[Sources], str]] = {
     "peers ahead": peers_ahead,
     "targets missed": targets_missed,
 }
-
-
-# ---- pages ---------------------------------------------------------------------------------------
-
-_END = "<!-- end of table -->"
-_PLACE = re.compile(r"<!-- table: ([a-z ]+) -->\n.*?" + re.escape(_END), re.DOTALL)
-
-
-def fill(text: str, sources: Sources) -> str:
-    """A page with its tables as the records have them.
-
-    Raises:
-        ValueError: if it asks for a table that there is not, or does not say where one ends.
-    """
-    opened, ended = text.count("<!-- table: "), text.count(_END)
-    if opened != ended or opened != len(_PLACE.findall(text)):
-        raise ValueError(f"{opened} tables begin and {ended} end, each needs a line of its own")
-
-    def place(found: re.Match[str]) -> str:
-        name = found[1]
-        if name not in TABLES:
-            raise ValueError(f"there is no table {name!r}; there are {', '.join(TABLES)}")
-        return f"<!-- table: {name} -->\n\n{TABLES[name](sources)}\n\n{_END}"
-
-    return _PLACE.sub(place, text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,12 +20,11 @@ Finished races are kept in the record and not run again.
 from __future__ import annotations
 
 import argparse
-import functools
 import itertools
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,17 +33,23 @@ import torch
 from torch import nn
 
 import lipfuse
-from benchmarks import peers, runner
-from lipfuse.demo.data import CLASSES, SIDE, Digits, augment, load_digits
+from benchmarks import runner
+from benchmarks.race_networks import (
+    CONVOLUTIONAL,
+    DENSE,
+    NAMES,
+    OURS,
+    build,
+    layers_of,
+    plain,
+)
+from benchmarks.races import SCHEMA, load
+from benchmarks.records import RACES
+from lipfuse.demo.data import Digits, augment, load_digits
 from lipfuse.demo.settings import Settings as DemoSettings
 from lipfuse.demo.training import build_loss, learning_rate_factor
 
-RECORD = Path(__file__).resolve().parent / "results" / "time_to_accuracy.json"
-OURS, DEEL, ORTHOGONIUM = "lipfuse", "deel-torchlip", "orthogonium"
-NAMES = (OURS, DEEL, ORTHOGONIUM)
 SEEDS = (0, 1, 2)
-SCHEMA = 1
-DENSE, CONVOLUTIONAL = "dense", "convolutional"
 
 
 @dataclass(frozen=True)
@@ -64,15 +69,6 @@ class Settings:
     channels: int = 16
 
 
-@dataclass(frozen=True)
-class Layers:
-    """What a contender builds its networks from."""
-
-    linear: Callable[[int, int], nn.Module]
-    conv: Callable[..., nn.Module]
-    activation: Callable[[], nn.Module]
-
-
 QUICK = Settings(
     epochs={DENSE: 1, CONVOLUTIONAL: 1},
     levels={DENSE: [0.0], CONVOLUTIONAL: [0.0, 1.0]},
@@ -81,90 +77,6 @@ QUICK = Settings(
     channels=8,
 )
 """Everything runs, nothing is worth reading."""
-
-
-def layers_of(name: str) -> tuple[Layers | None, str]:
-    """Of a contender, or None and why there are none.
-
-    orthogonium has no GroupSort2 of neighbours. It gets ours, the quickest, so that all networks
-    compute the same function of the same weights.
-    """
-    ours = lipfuse.nn
-    if name == OURS:
-        return Layers(ours.SpectralLinear, ours.OrthoConv2d, ours.GroupSort2), ""
-    if name == DEEL:
-        library, reason = peers.deel()
-        if library is None:
-            return None, reason
-        return Layers(library.SpectralLinear, library.SpectralConv2d, library.GroupSort2), ""
-    linear, reason = peers.orthogonium()
-    aoc, reason_of_aoc = peers.find("orthogonium.layers.conv.AOC")
-    if linear is None or aoc is None:
-        return None, reason or reason_of_aoc
-    conv = functools.partial(aoc.AdaptiveOrthoConv2d, padding_mode="zeros")
-    return Layers(linear.OrthoLinear, conv, ours.GroupSort2), ""
-
-
-def build(network: str, layers: Layers, settings: Settings, seed: int) -> nn.Sequential:
-    """The demo's network, or a convolutional one. Biases are zero, dense weights orthogonal."""
-    torch.manual_seed(seed)
-    found: list[nn.Module] = []
-    sizes = [SIDE * SIDE, *[settings.width] * settings.depth, CLASSES]
-    if network == CONVOLUTIONAL:
-        c = settings.channels
-        for inputs, outputs, kernel, stride in (
-            (1, c, 5, 2),
-            (c, 2 * c, 3, 2),
-            (2 * c, 2 * c, 3, 1),
-        ):
-            layer = layers.conv(inputs, outputs, kernel, stride=stride, padding=kernel // 2)
-            found += [layer, layers.activation()]
-        sizes = [2 * c * (SIDE // 4) ** 2, settings.width // 2, CLASSES]
-    found.append(nn.Flatten())
-    for inputs, outputs in itertools.pairwise(sizes):
-        found += [layers.linear(inputs, outputs), layers.activation()]
-    model = nn.Sequential(*found[:-1]).train()
-    # Of its own: how much the layers drew from torch's does not matter.
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for layer in model:
-            if isinstance(layer, nn.Linear):
-                chain: Any = layer.parametrizations
-                nn.init.orthogonal_(chain.weight.original, generator=generator)
-            if isinstance(layer, nn.Linear | nn.Conv2d) and layer.bias is not None:
-                layer.bias.zero_()
-        # deel-torchlip evaluates the weights of the last forward in training mode.
-        model(torch.zeros(1, 1, SIDE, SIDE))
-    return model
-
-
-def plain(model: nn.Sequential) -> nn.Sequential:
-    """The same map as a network of plain layers, with the weights of evaluation mode."""
-    model.eval()
-    found: list[nn.Module] = []
-    for module in model:
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            layer: Any
-            if isinstance(module, nn.Linear):
-                layer = nn.Linear(module.in_features, module.out_features)
-            else:
-                layer = nn.Conv2d(
-                    module.in_channels,
-                    module.out_channels,
-                    module.kernel_size,  # type: ignore[arg-type]
-                    module.stride,  # type: ignore[arg-type]
-                    module.padding,  # type: ignore[arg-type]
-                )
-            with torch.no_grad():
-                layer.weight.copy_(module.weight)
-                layer.bias.copy_(module.bias)
-            found.append(layer)
-        else:
-            found.append(
-                nn.Flatten() if isinstance(module, nn.Flatten) else lipfuse.nn.GroupSort2()
-            )
-    model.train()
-    return nn.Sequential(*found)
 
 
 def judge(model: nn.Sequential, digits: Digits, radius: float) -> tuple[float, float]:
@@ -300,18 +212,6 @@ def empty_record(settings: Settings) -> dict[str, Any]:
     }
 
 
-def load(path: Path) -> dict[str, Any]:
-    """A record.
-
-    Raises:
-        ValueError: if the file is something else.
-    """
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(found, dict) or "runs" not in found or found.get("schema") != SCHEMA:
-        raise ValueError(f"{path} is no record of python -m benchmarks.time_to_accuracy")
-    return found
-
-
 def resume(path: Path, settings: Settings) -> dict[str, Any]:
     """The record at the path, to go on with, or an empty one.
 
@@ -340,7 +240,7 @@ def parser() -> argparse.ArgumentParser:
     networks = (DENSE, CONVOLUTIONAL)
     p.add_argument("--network", choices=networks, action="append", help="default: both")
     p.add_argument("--seed", type=int, action="append", metavar="N", help="default: 0, 1 and 2")
-    p.add_argument("--json", type=Path, default=RECORD, metavar="PATH", help="the record")
+    p.add_argument("--json", type=Path, default=RACES, metavar="PATH", help="the record")
     p.add_argument("--quick", action="store_true", help="one epoch of small networks")
     return p
 
@@ -357,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = parser()
     arguments = p.parse_args(argv)
     settings = QUICK if arguments.quick else Settings()
-    if arguments.quick and arguments.json == RECORD:
+    if arguments.quick and arguments.json == RACES:
         p.error("--quick needs a --json of its own: its runs are no results")
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(settings.threads)
