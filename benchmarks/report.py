@@ -1,13 +1,17 @@
 """The tables and the pictures of the documentation, from two records.
 
-python -m benchmarks.report                        # from those in benchmarks/results
-python -m benchmarks.report RUN.json --races RACES.json
-python -m benchmarks.report --check                # changes nothing, says what is out of date
+Pages have tables between two comments, ``<!-- table: NAME -->`` and ``<!-- end of table -->``. A test
+compares pages and pictures with the committed records.
+
+    python -m benchmarks.report                        # from those in benchmarks/results
+    python -m benchmarks.report RUN.json --races RACES.json
+    python -m benchmarks.report --check                # changes nothing, says what is out of date
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import re
 import sys
 from collections.abc import Sequence
@@ -75,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sources = Sources.of(arguments.run, arguments.races)
     except (OSError, ValueError) as error:
         p.error(str(error))
+    if importlib.util.find_spec("matplotlib") is None:
+        p.error("the pictures need matplotlib: pip install matplotlib")
     stale = out_of_date(sources)
     if arguments.check:
         for path in stale:
