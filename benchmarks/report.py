@@ -1,7 +1,7 @@
 """The tables and the pictures of the documentation, from two records.
 
-Pages have tables between two comments, ``<!-- table: NAME -->`` and ``<!-- end of table -->``. A test
-compares pages and pictures with the committed records.
+Pages have tables between two comments, ``<!-- table: NAME -->`` and ``<!-- end of table -->``.
+A test compares pages and pictures with the committed records.
 
     python -m benchmarks.report                        # from those in benchmarks/results
     python -m benchmarks.report RUN.json --races RACES.json
