@@ -9,7 +9,7 @@ What remains counts as slower beyond the noise, which both runs measured:
 - how far the others' changes lie apart, which is what two processes differ by for no reason.
 
 They are added as squares, and a small tolerance to them. Memory does not depend on what else the
-machine does, and is compared as it is.
+machine does: no drift is taken off, and all that the others' changed by is noise.
 """
 
 from __future__ import annotations
@@ -111,12 +111,14 @@ def changes(old: Record, new: Record) -> list[Change]:
     relative = [log - statistics.median(logs) for logs in timed if len(logs) > 1 for log in logs]
     found = []
     for benchmark, before, after in pairs:
-        drift = scatter = 0.0
+        others = list(_logs(before, after, ours=False).values())
         if after.record["unit"] == "s":
-            others = list(_logs(before, after, ours=False).values())
             # One or two do not show how far apart they can be: those of all cases do.
             scatter = max((_scatter(logs) for logs in (others, relative) if logs), default=0.0)
             drift = statistics.median(others or everyone or [0.0])
+        else:
+            scatter = statistics.median(map(abs, others)) if others else 0.0
+            drift = 0.0
         for name, own in _logs(before, after, ours=True).items():
             noise = math.hypot(_spread(before, name), _spread(after, name), scatter)
             found.append(Change(benchmark, after.name, name, own, drift, noise))
