@@ -23,6 +23,7 @@ def figure_of(columns: int, height: float, rows: int = 1, **more: Any) -> tuple[
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, height), layout="constrained", dpi=DPI, facecolor="white")
+    figure.get_layout_engine().set(w_pad=0.07)  # type: ignore[union-attr,call-arg]
     axes = figure.subplots(rows, columns, squeeze=False, **more)
     for one in axes.flat:
         one.spines[["top", "right"]].set_visible(False)

@@ -296,9 +296,9 @@ def time_to_accuracy(s: Sources) -> str:
                     name,
                     show_time(statistics.median(c["step"]["median"] for c in there)),
                     "not reached" if not epochs else ", ".join(map(str, epochs)),
-                    DASH if not seconds else _mean(seconds, " s"),
+                    DASH if not seconds else _mean(seconds, " s", 2),
                     "1" if name == OURS else _times(goal.ratios(name)),
-                    _mean([100 * value for value in last], " %"),
+                    _mean([100 * value for value in last], " %", 1),
                 ]
             )
     columns = ["network", "level", "", "step", "epochs, by seed", "seconds", "to lipfuse"]
@@ -313,9 +313,9 @@ def _times(ratios: Sequence[float]) -> str:
     return f"{statistics.mean(ratios):.1f}{spread}x"
 
 
-def _mean(values: Sequence[float], unit: str) -> str:
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}{unit}"
+def _mean(values: Sequence[float], unit: str, digits: int) -> str:
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}{unit}"
 
 
 def peers_ahead(s: Sources) -> str:
