@@ -53,9 +53,13 @@ class Sources:
 # ---- cells ---------------------------------------------------------------------------------------
 
 
-def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table: the first column to the left, the others to the right."""
-    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """A table: the first columns, of words, to the left, the others to the right."""
+    # Narrow columns break lines, but not between a number and its unit.
+    whole = [
+        [re.sub(r"(?<=\d) (us|ms|s|MiB|%)", "\u00a0\\1", cell) for cell in row] for row in rows
+    ]
+    lines = [columns, ["---"] * left + ["---:"] * (len(columns) - left), *whole]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -234,7 +238,7 @@ def elementwise(s: Sources) -> str:
         for name, found in case.contenders.items()
         if not found["yardstick"]
     ]
-    return markdown(["", "", "time", "to ReLU, AvgPool2d"], rows)
+    return markdown(["", "", "time", "to ReLU, AvgPool2d"], rows, left=2)
 
 
 def whole_steps(s: Sources) -> str:
@@ -273,7 +277,7 @@ def peak_memory(s: Sources) -> str:
         for case in cases(s.run, "memory")
         for name, found in case.contenders.items()
     ]
-    return markdown(["", "", "peak", "in weights"], rows)
+    return markdown(["", "", "peak", "in weights"], rows, left=2)
 
 
 def time_to_accuracy(s: Sources) -> str:
@@ -302,7 +306,7 @@ def time_to_accuracy(s: Sources) -> str:
                 ]
             )
     columns = ["network", "level", "", "step", "epochs, by seed", "seconds", "to lipfuse"]
-    return markdown([*columns, "certified at the end"], rows)
+    return markdown([*columns, "certified at the end"], rows, left=3)
 
 
 def _times(ratios: Sequence[float]) -> str:
@@ -338,7 +342,7 @@ def peers_ahead(s: Sources) -> str:
                         )
     if not rows:
         return "None in this run."
-    return markdown(["", "quicker", "than", "takes"], rows)
+    return markdown(["", "quicker", "than", "takes"], rows, left=3)
 
 
 def targets_missed(s: Sources) -> str:
@@ -354,7 +358,7 @@ def targets_missed(s: Sources) -> str:
     counted = f"{judged - len(rows)} of {judged} targets were met."
     if not rows:
         return counted
-    return counted + "\n\n" + markdown(["", "ratio", "wanted", "measured"], rows)
+    return counted + "\n\n" + markdown(["", "ratio", "wanted", "measured"], rows, left=2)
 
 
 TABLES: dict[str, Callable[[Sources], str]] = {

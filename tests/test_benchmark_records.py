@@ -183,7 +183,7 @@ def test_ratios_of_races_are_those_of_the_same_seed() -> None:
     assert goal.ratios("deel-torchlip") == [4.0, 6.0]
     # One seed that did not arrive leaves no mean of those that did.
     assert goal.ratios("orthogonium") == []
-    text = tables.time_to_accuracy(sources(record(), found))
+    text = tables.time_to_accuracy(sources(record(), found)).replace("\u00a0", " ")
     assert "| dense | 40% | deel-torchlip | 10 ms | 1, 1 | 16.00 ± 11.31 s | 5.0 ± 1.4x |" in text
     assert "| dense | 40% | orthogonium | 10 ms | not reached | – | – |" in text
 
