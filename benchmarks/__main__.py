@@ -14,8 +14,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = (
-    *("weights", "spectral", "ortho_conv", "fuse", "activations", "steps", "compiled"),
-    *("accelerate", "memory", "accuracy", "conv_bounds"),
+    *("weights", "spectral", "ortho_conv", "layers", "fuse", "activations", "steps", "scaling"),
+    *("compiled", "accelerate", "memory", "accuracy", "conv_bounds"),
 )
 
 

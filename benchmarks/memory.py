@@ -180,7 +180,7 @@ def run(session: Session) -> None:
         )
         if reason:
             results[name] = reason
-    for _ in range(1 if quick else 2):
+    for _ in range(2 if quick else 3):
         for name in names:
             if name in results:
                 continue

@@ -49,7 +49,7 @@ def deviation(kernel: Tensor, stride: int, groups: int, size: int = SIZE) -> flo
 
 
 def _raw(layer: nn.Module) -> Iterator[Tensor]:
-    """The matrices that a layer's kernel is computed from, whoever made it."""
+    """The matrices that a layer's kernel is computed from, whoever made it; of a model, all."""
     for name, p in layer.named_parameters():
         # Not biases, and not the vectors of orthogonium's power iterations.
         if ".original" in name and min(p.shape[-2:]) > 1:
@@ -58,7 +58,8 @@ def _raw(layer: nn.Module) -> Iterator[Tensor]:
             yield p.flatten(1) if strided else p
 
 
-def _fill(layer: nn.Module, kind: str) -> None:
+def fill(layer: nn.Module, kind: str) -> None:
+    """Gives every matrix that kernels or weights are computed from the spectrum named."""
     with torch.no_grad():
         for at, raw in enumerate(_raw(layer)):
             matrices = raw.reshape(-1, *raw.shape[-2:])
@@ -102,8 +103,8 @@ def run(session: Session) -> None:
         inputs, outputs, kernel, stride, groups = shape
         grad = torch.randn(outputs, inputs // groups, kernel, kernel)
         layer, other = _ours(shape), _ours(shape)
-        _fill(layer, "near")
-        _fill(other, "gaussian")
+        fill(layer, "near")
+        fill(other, "gaussian")
         plan = layer.parametrizations.weight[0].plan
         rows, c = plan.rows, plan.channels
         # Every block multiplies all coefficients there are; the gradient does so twice.
@@ -123,7 +124,7 @@ def run(session: Session) -> None:
             peer = aoc.AdaptiveOrthoConv2d(
                 inputs, outputs, kernel, stride, padding=(kernel - 1) // 2, groups=groups
             )
-            _fill(peer, "near")
+            fill(peer, "near")
             contenders.append(_contender(ORTHOGONIUM, peer, grad, stride, groups))
         session.compare(
             case,

@@ -60,7 +60,8 @@ class Contender:
         facts: evaluated once after the timing: what to know besides the time.
         floor: the least work that its method needs, as (how often, name of the yardstick).
         yardstick: not in the contest, but what floors are counted in.
-        ours: an exception is an error of the run, not only of this contender.
+        ours: lipfuse's. An exception is an error of the run, not only of this contender, and
+            `compare.py` holds it against former runs.
         slow_start: the first call does what the others do not: it is no measure of them.
     """
 
@@ -368,6 +369,7 @@ class Session:
         for contender in contenders:
             result, floor = results[contender.name], floors[contender.name]
             record: dict[str, Any] = {"name": contender.name, "yardstick": contender.yardstick}
+            record["ours"] = contender.ours
             records.append(record)
             if isinstance(result, str):
                 record.update(status="not measured", reason=result)
@@ -557,7 +559,7 @@ def record(session: Session, seconds: float, arguments: Sequence[str]) -> dict[s
     """All that a run found, for JSON."""
     settings = session.settings
     return {
-        "schema": 1,
+        "schema": 2,
         "command": ["python", "-m", "benchmarks", *arguments],
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(seconds, 1),

@@ -11,14 +11,24 @@ from torch import Tensor, nn
 
 import lipfuse
 from benchmarks import peers
+from benchmarks.ortho_conv import fill
 from benchmarks.runner import Call, Contender, Session, Target
 
 QUESTION = "whole training steps, constrained and not"
 
-PLAIN, SORTED, DEEL = "plain, ReLU", "plain, GroupSort2, L2 pool", "deel-torchlip"
+BARE, PLAIN, SORTED = "plain, no activation", "plain, ReLU", "plain, GroupSort2, L2 pool"
+DEEL = "deel-torchlip"
+DEEL_SORTED = "plain, deel-torchlip's GroupSort2, L2 pool"
 OURS, FUSED = "lipfuse", "lipfuse, fuse"
 RETRACTED, BOTH = "lipfuse, retract_", "lipfuse, fuse, retract_"
-QUICK = (PLAIN, DEEL, FUSED, BOTH)
+ORTHOGONIUM, ORTHO = "orthogonium", "lipfuse, OrthoConv2d, fuse"
+"""Convolutions of these are orthogonal; orthogonium's by its AOC. It has no GroupSort2 of
+neighbours and no L2 pooling, and gets ours."""
+NAMES = (
+    *(BARE, PLAIN, SORTED, DEEL_SORTED, DEEL, ORTHOGONIUM),
+    *(ORTHO, OURS, FUSED, RETRACTED, BOTH),
+)
+QUICK = (BARE, PLAIN, SORTED, DEEL_SORTED, DEEL, FUSED, BOTH)
 """Of the slowest network, a quick run measures these."""
 LEARNING_RATE = 1e-4
 """Small, so that the weights stay where they start: all contenders work on the same spectra."""
@@ -48,16 +58,49 @@ def kit_of(layers: Any) -> Kit:
     )
 
 
+def _l2_pool() -> nn.Module:
+    return lipfuse.nn.ScaledL2NormPool2d((2, 2))
+
+
 KITS: dict[str, Kit] = {
+    # What is left of a step without activations and normalisation; the pool averages.
+    BARE: Kit(nn.Linear, _plain_conv, nn.Identity, lambda: nn.AvgPool2d(2)),
     PLAIN: Kit(nn.Linear, _plain_conv, nn.ReLU, lambda: nn.AvgPool2d(2)),
-    SORTED: Kit(
-        nn.Linear,
-        _plain_conv,
-        lipfuse.nn.GroupSort2,
-        lambda: lipfuse.nn.ScaledL2NormPool2d((2, 2)),
-    ),
+    SORTED: Kit(nn.Linear, _plain_conv, lipfuse.nn.GroupSort2, _l2_pool),
     OURS: kit_of(lipfuse.nn),
+    ORTHO: Kit(
+        lipfuse.nn.SpectralLinear,
+        lambda inputs, outputs: lipfuse.nn.OrthoConv2d(inputs, outputs, 3, padding=1),
+        lipfuse.nn.GroupSort2,
+        _l2_pool,
+    ),
 }
+
+
+def kit(name: str) -> tuple[Kit | None, str]:
+    """Of a contender, or None and why there is none."""
+    if name == ORTHOGONIUM:
+        linear, reason = peers.orthogonium()
+        aoc, reason_of_aoc = peers.find("orthogonium.layers.conv.AOC")
+        if linear is None or aoc is None:
+            return None, reason or reason_of_aoc
+
+        def conv(inputs: int, outputs: int) -> nn.Module:
+            layer: nn.Module = aoc.AdaptiveOrthoConv2d(
+                inputs, outputs, 3, padding=1, padding_mode="zeros"
+            )
+            return layer
+
+        return Kit(linear.OrthoLinear, conv, lipfuse.nn.GroupSort2, _l2_pool), ""
+    if name in (DEEL, DEEL_SORTED):
+        torchlip, reason = peers.deel()
+        if torchlip is None:
+            return None, reason
+        theirs = kit_of(torchlip)
+        if name == DEEL:
+            return theirs, ""
+        return Kit(nn.Linear, _plain_conv, theirs.activation, theirs.pool), ""
+    return KITS.get(name, KITS[OURS]), ""
 
 
 def mlp(kit: Kit) -> nn.Sequential:
@@ -144,17 +187,26 @@ def training_step(model: nn.Module, x: Tensor, labels: Tensor, retract: bool = F
     return step
 
 
-def _contender(name: str, network: Network, kit: Kit, x: Tensor, labels: Tensor) -> Contender:
-    model = network.build(kit)
-    set_weights(model)
+def contender(
+    name: str, build: Callable[[Kit], nn.Sequential], x: Tensor, labels: Tensor
+) -> Contender:
+    """The training step of a network built from the layers of that name."""
+    layers, reason = kit(name)
+    if layers is None:
+        return Contender(name, None, reason)
+    model = build(layers)
+    if name in (ORTHOGONIUM, ORTHO):
+        fill(model, "near")
+    else:
+        set_weights(model)
     retract = name in (RETRACTED, BOTH)
     if retract:
         lipfuse.optim.retract_(model)
-    if name in (FUSED, BOTH):
+    if name in (FUSED, BOTH, ORTHO):
         lipfuse.fuse(model)
-    if name == DEEL:
+    if name in (DEEL, ORTHOGONIUM):
         with torch.no_grad():
-            for _ in range(30):  # its power iterations settle
+            for _ in range(30):  # their power iterations settle
                 for layer in model:
                     getattr(layer, "weight", None)
     step = training_step(model, x, labels, retract)
@@ -163,7 +215,6 @@ def _contender(name: str, network: Network, kit: Kit, x: Tensor, labels: Tensor)
 
 def run(session: Session) -> None:
     """All networks."""
-    torchlip, reason = peers.deel()
     quick = session.settings.quick
     for case, network in NETWORKS.items():
         if not session.wants(case):
@@ -172,15 +223,13 @@ def run(session: Session) -> None:
         x = torch.randn(network.shape)
         labels = torch.randint(10, (network.shape[0],))
         contenders = []
-        for name in (PLAIN, SORTED, DEEL, OURS, FUSED, RETRACTED, BOTH):
-            if name == DEEL and torchlip is None:
-                contenders.append(Contender(name, None, reason))
-                continue
+        for name in NAMES:
+            if name == ORTHO and network.build is mlp:
+                continue  # it has no convolutions: the same as without
             if quick and network.build is six_convs and name not in QUICK:
                 contenders.append(Contender(name, None, "left out of quick runs"))
                 continue
-            kit = kit_of(torchlip) if name == DEEL else KITS.get(name, KITS[OURS])
-            contenders.append(_contender(name, network, kit, x, labels))
+            contenders.append(contender(name, network.build, x, labels))
         session.compare(
             case,
             contenders,

@@ -182,6 +182,7 @@ def test_ratios_floors_and_targets() -> None:
     assert by_name["absent"] == {
         "name": "absent",
         "yardstick": False,
+        "ours": False,
         "status": "not measured",
         "reason": "not installed",
     }
