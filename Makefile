@@ -2,7 +2,7 @@
 #
 #   PYTHON=python3.12          the Python to make the virtual environment with
 #   TORCH_VERSION=2.11.0       another torch; VENV_FLAGS=--system-site-packages: the one installed
-#   ARGS='--quick'             further arguments of demo, bench and test
+#   ARGS='--quick'             further arguments of demo, examples, bench and test
 
 PYTHON ?= python3
 TORCH_VERSION ?= 2.13.0
@@ -22,10 +22,11 @@ CXX_FILES := $(shell find csrc -type f \( -name '*.cpp' -o -name '*.h' -o -name 
                -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench build clean distclean
+.PHONY: help demo examples test lint format bench build clean distclean
 
 help:
 	@echo "make demo       train, certify, attack and export a classifier of real digits"
+	@echo "make examples   the scripts of examples/ that write a plot, into example_output"
 	@echo "make test       the tests"
 	@echo "make bench      speed on this machine, against the peers installed"
 	@echo "make lint       ruff, clang-format, mypy"
@@ -35,6 +36,12 @@ help:
 
 demo: $(VENV)/.built $(VENV)/.demo
 	$(BIN)/python -m lipfuse demo $(ARGS)
+
+EXAMPLES := wasserstein hkr_binary robust_digits wgan_critic convert_model
+
+examples: $(VENV)/.built $(VENV)/.demo $(VENV)/.examples
+	@set -e; for name in $(EXAMPLES); do \
+	    echo "==== $$name"; $(BIN)/python examples/$$name.py $(ARGS); done
 
 test: $(VENV)/.built $(VENV)/.demo $(VENV)/.test
 	$(BIN)/python -m pytest -n auto $(ARGS)
@@ -73,7 +80,7 @@ $(VENV)/.built: $(NATIVE) | $(VENV)/.requirements-$(TORCH_VERSION)
 	LIPFUSE_NATIVE=$(LIPFUSE_NATIVE) $(PIP) install -q --no-build-isolation --no-deps -e .
 	@touch $@
 
-$(VENV)/.test $(VENV)/.lint: $(VENV)/.%: pyproject.toml | $(VENV)/.created
+$(VENV)/.test $(VENV)/.lint $(VENV)/.examples: $(VENV)/.%: pyproject.toml | $(VENV)/.created
 	$(PIP) install -q $$($(BIN)/python .ci/requirements.py $*)
 	@touch $@
 
@@ -84,7 +91,7 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/.created
 	@touch $@
 
 clean:
-	rm -rf build dist demo_output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist demo_output example_output .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -rf src/*.egg-info src/lipfuse/*.so $(VENV)/.built
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 

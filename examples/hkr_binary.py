@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
     figure = Figure(figsize=(9, 5.8), layout="constrained", dpi=120)
     axes = figure.subplots()
     height = heights.reshape(SIZE, SIZE).T.tolist()
-    levels = [round(0.1 * i, 1) for i in range(-12, 13)]
+    levels = [round(0.1 * i, 1) for i in range(-18, 19)]
     area = axes.contourf(x.tolist(), y.tolist(), height, levels, cmap="RdBu", alpha=0.55)
     axes.contour(x.tolist(), y.tolist(), height, [0.0], colors=BLACK, linewidths=2)
     figure.colorbar(

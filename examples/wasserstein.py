@@ -2,10 +2,11 @@
 
     python examples/wasserstein.py --output example_output
 
-The distance of two distributions is the most by which a 1-Lipschitz function can tell them apart,
-W1(P, Q) = sup over 1-Lipschitz f of E_P f(x) - E_Q f(x), so a network that is 1-Lipschitz whatever its weights are can simply be trained to maximise that.
-Every value it reaches is a lower bound. How near that comes to the exact distance says how well
-the network fills the set of 1-Lipschitz functions. Needs matplotlib and scipy.
+The distance W1(P, Q) of two distributions is the most by which a 1-Lipschitz function can tell them
+apart: the supremum of E_P f(x) - E_Q f(x) over all 1-Lipschitz f. So a network that is 1-Lipschitz
+whatever its weights are can simply be trained to maximise that. Every value it reaches is a lower
+bound, and how near that comes to the exact distance says how well the network fills the set of
+1-Lipschitz functions. Needs matplotlib and scipy.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def train(steps: int, held_out: Tensor) -> tuple[nn.Sequential, lnn.Sequential, 
     labels = torch.cat([torch.ones(BATCH, 1), -torch.ones(BATCH, 1)])
     history = []
     for step in range(steps):
-        if step % max(steps // 25, 1) == 0:
+        if step % max(steps // 25, 20) == 0:
             history.append([step, *distances(make, judge, held_out)])
         for _ in range(5):
             made = make(torch.randn(BATCH, 2)).detach()

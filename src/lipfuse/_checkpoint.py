@@ -193,7 +193,7 @@ class WeightChain(parametrize.ParametrizationList):
         """Takes out what only deel-torchlip keeps.
 
         Returns:
-            Whether the checkpoint seems to be one of theirs, and its cached weight, if there is one.
+            Whether the checkpoint seems to be one of theirs, and its cached weight, if any.
 
         Raises:
             CheckpointError: if it was normalised in another way.
