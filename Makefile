@@ -2,7 +2,7 @@
 #
 #   PYTHON=python3.12          the Python to make the virtual environment with
 #   TORCH_VERSION=2.11.0       another torch; VENV_FLAGS=--system-site-packages: the one installed
-#   ARGS='--quick'             further arguments of demo, bench, test and the checks of the guarantee
+#   ARGS='--quick'             further arguments of demo, examples, bench, test and the guarantee's checks
 
 PYTHON ?= python3
 TORCH_VERSION ?= 2.13.0
@@ -22,11 +22,12 @@ CXX_FILES := $(shell find csrc tests/native -type f \( -name '*.cpp' -o -name '*
                -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-distributed report wheel docs leaks attacks longrun \
-        fuzz sanitize build clean distclean
+.PHONY: help demo examples test lint format bench bench-distributed report wheel docs leaks attacks \
+        longrun fuzz sanitize build clean distclean
 
 help:
 	@echo "make demo       train, certify, attack and export a classifier of real digits"
+	@echo "make examples   the scripts of examples/ that write a plot, into example_output"
 	@echo "make test       the tests"
 	@echo "make bench      speed on this machine, against deel-torchlip and orthogonium, which it installs"
 	@echo "make report     the documentation's tables and plots, from benchmarks/results"
@@ -45,6 +46,12 @@ help:
 
 demo: $(VENV)/.built $(VENV)/.demo
 	$(BIN)/python -m lipfuse demo $(ARGS)
+
+EXAMPLES := wasserstein hkr_binary robust_digits wgan_critic convert_model
+
+examples: $(VENV)/.built $(VENV)/.demo $(VENV)/.examples
+	@set -e; for name in $(EXAMPLES); do \
+	    echo "==== $$name"; $(BIN)/python examples/$$name.py $(ARGS); done
 
 test: $(VENV)/.built $(VENV)/.demo $(VENV)/.test
 	$(BIN)/python -m pytest -n auto $(ARGS)
@@ -113,7 +120,8 @@ $(VENV)/.built: $(NATIVE) | $(VENV)/.requirements-$(TORCH_VERSION)
 	LIPFUSE_NATIVE=$(LIPFUSE_NATIVE) $(PIP) install -q --no-build-isolation --no-deps -e .
 	@touch $@
 
-$(VENV)/.test $(VENV)/.lint $(VENV)/.docs $(VENV)/.package: $(VENV)/.%: pyproject.toml | $(VENV)/.created
+$(VENV)/.test $(VENV)/.lint $(VENV)/.examples $(VENV)/.docs $(VENV)/.package: \
+        $(VENV)/.%: pyproject.toml | $(VENV)/.created
 	$(PIP) install -q $$($(BIN)/python .ci/requirements.py $*)
 	@touch $@
 
@@ -129,7 +137,7 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/.created
 	@touch $@
 
 clean:
-	rm -rf build dist demo_output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist demo_output example_output .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -rf src/*.egg-info src/lipfuse/*.so $(VENV)/.built
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 

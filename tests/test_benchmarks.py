@@ -19,8 +19,10 @@ if not (ROOT / "benchmarks" / "runner.py").is_file():
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import __main__ as command_line  # noqa: E402
-from benchmarks import accuracy, ortho_conv, peers, runner  # noqa: E402
+from benchmarks import accuracy, curves, ortho_conv, peers, runner  # noqa: E402
 from benchmarks.runner import Contender, Session, Settings, Target  # noqa: E402
+from lipfuse.demo.data import load_digits  # noqa: E402
+from lipfuse.demo.settings import Settings as DemoSettings  # noqa: E402
 
 
 class FakeClock:
@@ -264,3 +266,19 @@ def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command_line.main(["speed"])
     assert "there is no benchmark 'speed'" in capsys.readouterr().err
+
+
+def test_training_curves_end_where_those_of_deel_torchlip_do() -> None:
+    """A small network for some epochs: the difference of two such runs is mostly chance."""
+    torchlip, reason = peers.deel()
+    if torchlip is None:
+        pytest.skip(f"deel-torchlip: {reason}")
+    settings = DemoSettings(epochs=8, width=64, depth=2)
+    digits = load_digits()
+    before = [model(digits.test_images) for model in curves.pair(torchlip, settings)]
+    assert torch.allclose(*before, atol=1e-4)
+    outcome = curves.compare(torchlip, digits, settings)
+    theirs, ours = outcome.histories
+    assert ours.loss[0] == pytest.approx(theirs.loss[0], rel=0.03)
+    assert min(h.test_accuracy[-1] for h in outcome.histories) >= 0.93
+    assert abs(outcome.difference) <= 0.015

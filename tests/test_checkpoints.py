@@ -271,9 +271,11 @@ def test_theirs_of_another_normalisation_raise() -> None:
     for state in (both.state_dict(), alone.state_dict()):
         with pytest.raises(CheckpointError, match="'frobenius of each output'"):
             lnn.FrobeniusLinear(5, 3).load_state_dict(state, strict=False)
-    factor = torchlip.SpectralConv2d(3, 4, 3).state_dict()
-    with pytest.raises(CheckpointError, match="by the convolution's corrective factor"):
-        lnn.SpectralConv2d(3, 4, 3, normalization="operator").load_state_dict(factor)
+    for eps in (1e-3, None):
+        factor = torchlip.SpectralConv2d(3, 4, 3, eps_bjorck=eps).state_dict()
+        target = lnn.SpectralConv2d(3, 4, 3, eps_bjorck=eps, normalization="operator")
+        with pytest.raises(CheckpointError, match="by the convolution's corrective factor"):
+            target.load_state_dict(factor)
     grouped = torchlip.SpectralConv2d(4, 4, 3, groups=2)
     with pytest.raises(CheckpointError, match="by one norm for all groups"):
         lnn.SpectralConv2d(4, 4, 3, groups=2).load_state_dict(grouped.state_dict())
@@ -285,11 +287,14 @@ def test_theirs_of_another_normalisation_raise() -> None:
 
 
 def test_where_theirs_computes_something_else_it_is_said() -> None:
-    leaking = torchlip.SpectralConv2d(2, 3, 3, stride=2, dilation=2)
-    with pytest.warns(UserWarning, match="breaks its constant"):
-        lnn.SpectralConv2d(2, 3, 3, stride=2, dilation=2).load_state_dict(leaking.state_dict())
-    with pytest.warns(UserWarning, match="is less than allowed"):
-        lnn.SpectralConv1d(2, 3, 3).load_state_dict(torchlip.SpectralConv1d(2, 3, 3).state_dict())
+    for eps in ({}, {"eps_bjorck": None}):
+        leaking: dict[str, Any] = {"stride": 2, "dilation": 2, **eps}
+        theirs = torchlip.SpectralConv2d(2, 3, 3, **leaking)
+        with pytest.warns(UserWarning, match="breaks its constant"):
+            lnn.SpectralConv2d(2, 3, 3, **leaking).load_state_dict(theirs.state_dict())
+        theirs = torchlip.SpectralConv1d(2, 3, 3, **eps)
+        with pytest.warns(UserWarning, match="is less than allowed"):
+            lnn.SpectralConv1d(2, 3, 3, **eps).load_state_dict(theirs.state_dict())
     stale = torchlip.SpectralLinear(5, 3)
     with torch.no_grad():
         original(stale).add_(torch.randn(3, 5))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import io
 import pickle
 from collections.abc import Callable
@@ -19,8 +18,6 @@ from torch import nn
 
 import lipfuse
 import lipfuse.nn as lnn
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def saved(model: nn.Module) -> Any:
@@ -119,19 +116,8 @@ def test_moving_averages_and_their_update_of_statistics(fused: bool) -> None:
 # ---- the examples --------------------------------------------------------------------------------
 
 
-def example(name: str) -> Any:
-    path = EXAMPLES / name
-    if not path.is_file():
-        pytest.skip("needs the checkout")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_plain_loop() -> None:
-    found = example("loop.py").main(["--epochs", "2"])
+    found = tools.example("loop.py").main(["--epochs", "2"])
     assert found["accuracy"] >= 0.8
     assert 0.3 <= found["certified"] <= found["accuracy"]
 
@@ -139,7 +125,7 @@ def test_plain_loop() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_lightning(tmp_path: Path) -> None:
     """Trains under bfloat16 autocast with accumulation; its checkpoint is the same network."""
-    lightning_digits = example("lightning_digits.py")
+    lightning_digits = tools.example("lightning_digits.py")
     module, trainer = lightning_digits.main(["--epochs", "1", "--folder", str(tmp_path)])
     assert float(trainer.callback_metrics["accuracy"]) >= 0.7
     path = trainer.checkpoint_callback.best_model_path

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Optional
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -235,6 +238,18 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def example(name: str) -> Any:
+    """The module of a script of examples/; the test is skipped where there is no checkout."""
+    path = Path(__file__).parents[1] / "examples" / name
+    if not path.is_file():
+        pytest.skip("needs the checkout")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def flat(results: Any) -> list[Tensor]:

@@ -147,10 +147,13 @@ class WeightChain(parametrize.ParametrizationList):
         record = state_dict.pop(prefix + _KEY, None)
         if settings is not None and record is not None:
             self._compare(settings, record, prefix)
-        cached = None
+        foreign, cached = False, None
         if settings is not None and isinstance(self[0], (LipschitzWeight, FrobeniusNorm)):
-            cached = self._without_foreign(settings, state_dict, prefix, record is not None)
+            recorded = record is not None
+            foreign, cached = self._without_foreign(settings, state_dict, prefix, recorded)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if foreign:
+            self._warn_of_another_factor()
         if cached is not None:
             self._warn_of_differences(cached)
 
@@ -186,8 +189,11 @@ class WeightChain(parametrize.ParametrizationList):
 
     def _without_foreign(
         self, settings: Settings, state_dict: dict[str, Any], prefix: str, recorded: bool
-    ) -> Optional[Tensor]:
-        """Takes out what only deel-torchlip keeps; its cached weight, if there is one.
+    ) -> tuple[bool, Optional[Tensor]]:
+        """Takes out what only deel-torchlip keeps.
+
+        Returns:
+            Whether the checkpoint seems to be one of theirs, and its cached weight, if any.
 
         Raises:
             CheckpointError: if it was normalised in another way.
@@ -196,8 +202,10 @@ class WeightChain(parametrize.ParametrizationList):
         cached: Optional[Tensor] = state_dict.pop(prefix + "1._w_bjorck", None)
         vectors = [prefix + name for name in ("0._u", "0._v") if prefix + name in state_dict]
         method = step.method if isinstance(step, LipschitzWeight) else "frobenius"
+        # Ours with vectors and without a record are older ones, which nothing tells from theirs.
+        foreign = cached is not None or (bool(vectors) and not recorded)
         theirs = None
-        if cached is not None and getattr(step, "operator", None) is not None:
+        if foreign and getattr(step, "operator", None) is not None:
             theirs = "by the convolution's corrective factor"
         elif cached is not None and method in ("spectral", "frobenius"):
             theirs = "by spectral norm and Björck's iteration"
@@ -220,13 +228,12 @@ class WeightChain(parametrize.ParametrizationList):
                 del state_dict[key]
             elif cached is not None and own[key].shape != state_dict[key].shape:
                 state_dict[key] = own[key]  # theirs are of another matrix
-        return cached
+        return foreign, cached
 
-    def _warn_of_differences(self, cached: Tensor) -> None:
-        """Of an orthonormal weight whose evaluation differs from deel-torchlip's."""
-        step: Any = self[0]
-        kernel = tuple(self.original.shape[2:])
+    def _warn_of_another_factor(self) -> None:
+        """Of a convolution that deel-torchlip's multiplies by another number."""
         if self.geometry and not self.converted:
+            kernel = tuple(self.original.shape[2:])
             theirs = deel_factor(kernel, tuple(int(s) for s in self.geometry["stride"]))
             if not math.isclose(theirs, self.factor, rel_tol=1e-6):
                 warnings.warn(
@@ -235,6 +242,10 @@ class WeightChain(parametrize.ParametrizationList):
                     f" here it is {self.factor:.4g}: outputs differ from those of its model",
                     stacklevel=2,
                 )
+
+    def _warn_of_differences(self, cached: Tensor) -> None:
+        """Of an orthonormal weight whose evaluation differs from deel-torchlip's."""
+        step: Any = self[0]
         comparable = cached.shape == self.original.shape and not self.original.is_meta
         if not comparable or not bool(torch.isfinite(self.original).all()):
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import math
 import pickle
 from typing import Any
@@ -422,12 +423,9 @@ def errors() -> list[Any]:
         cases.append(
             ({"k_coef_lip": value}, ValueError, f"k_coef_lip must be {positive}, got {value}")
         )
-        cases.append(
-            ({"eps_bjorck": value}, ValueError, f"eps_bjorck must be {positive}, got {value}")
-        )
-        cases.append(
-            ({"eps_spectral": value}, ValueError, f"eps_spectral must be {positive}, got {value}")
-        )
+    for name, value in itertools.product(("eps_bjorck", "eps_spectral"), (0, -1, math.nan, 1e9)):
+        allowed = rf"{name} must be a finite number in \(0, 1\], got "
+        cases.append(({name: value}, ValueError, allowed))
     cases += [
         ({"groups": 3}, ValueError, "in_channels must be a multiple of groups=3, got 4"),
         ({"groups": 4}, ValueError, "out_channels must be a multiple of groups=4, got 6"),

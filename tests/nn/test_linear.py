@@ -337,13 +337,13 @@ def errors() -> list[Any]:
             cases.append((kind, {"k_coef_lip": wrong}, TypeError, f"k_coef_lip must be {positive}"))
         cases.append((kind, {"bias": 1}, TypeError, "bias must be True or False, got 1"))
     for name in ("eps_spectral", "eps_bjorck"):
-        for value in (0, -1e-3, math.nan, math.inf):
+        for value in (0, -1e-3, math.nan, math.inf, 1e9):
             cases.append(
                 (
                     lnn.SpectralLinear,
                     {name: value},
                     ValueError,
-                    f"{name} must be {positive}, got {value}",
+                    rf"{name} must be a finite number in \(0, 1\], got ",
                 )
             )
     cases += [

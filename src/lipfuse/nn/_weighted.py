@@ -10,7 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from .._checkpoint import WeightChain
-from .._checks import check_choice, check_positive
+from .._checks import check_choice, check_in_range, check_positive
 from ..functional._conv_symbol import ConvOperator
 from ..parametrizations import (
     BjorckNorm,
@@ -34,9 +34,10 @@ def check_layer(
 ) -> None:
     """The arguments that layers with a normalised weight share, before anything is built."""
     check_positive("k_coef_lip", k_coef_lip)
-    check_positive("eps_spectral", eps_spectral)
+    # Larger ones would stop an iteration before it has done anything.
+    check_in_range("eps_spectral", eps_spectral, 0.0, 1.0, low_open=True)
     if eps_bjorck is not None:
-        check_positive("eps_bjorck", eps_bjorck)
+        check_in_range("eps_bjorck", eps_bjorck, 0.0, 1.0, low_open=True)
     check_choice("method", method, ("polar", "bjorck"))
 
 
