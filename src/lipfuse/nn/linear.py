@@ -34,9 +34,10 @@ class SpectralLinear(nn.Linear, WeightedModule):
         out_features: size of each output sample, positive.
         bias: whether to add a learnable bias.
         k_coef_lip: the Lipschitz constant, positive.
-        eps_spectral: accuracy of the spectral norm, in (0, 1], for ``method="bjorck"``; 1e-3 unless given.
-        eps_bjorck: when Björck's iteration stops, in (0, 1], for ``method="bjorck"``; 1e-3 unless given. None:
-            spectral normalisation alone.
+        eps_spectral: accuracy of the spectral norm, in (0, 1], for ``method="bjorck"``; 1e-3
+            unless given.
+        eps_bjorck: when Björck's iteration stops, in (0, 1], for ``method="bjorck"``; 1e-3
+            unless given. None: spectral normalisation alone.
         device, dtype: of the parameters, as in ``torch.nn``.
         method: ``"polar"``, or ``"bjorck"`` for the classic chain of power iteration and Björck's
             iteration in training.
