@@ -177,7 +177,7 @@ def headline(s: Sources) -> str:
                 + [_times(goal.ratios(name)) for name in (DEEL, ORTHOGONIUM)]
                 + [DASH, DASH]
             )
-    columns = ["", "lipfuse", "deel-torchlip", "orthogonium", "torch `orthogonal`", "unconstrained"]
+    columns = ["", "lipfuse", "deel-torchlip", "orthogonium", "torch, best map", "unconstrained"]
     return markdown(columns, rows)
 
 
@@ -313,8 +313,8 @@ def _times(ratios: Sequence[float]) -> str:
     """Mean and standard deviation."""
     if not ratios:
         return DASH
-    spread = f" ± {statistics.stdev(ratios):.1f}" if len(ratios) > 1 else ""
-    return f"{statistics.mean(ratios):.1f}{spread}x"
+    apart = statistics.stdev(ratios) if len(ratios) > 1 else 0.0
+    return _mean(ratios, "x", 1 if apart >= 0.1 else 2)
 
 
 def _mean(values: Sequence[float], unit: str, digits: int) -> str:
