@@ -250,8 +250,8 @@ def _reshaped(draw: Draw, x: Tensor) -> Tensor:
     if kind == 3 and x.dim():
         return x.narrow(draw.random.randrange(x.dim()), 0, 0)
     # Empty, of sizes whose product is no int64.
-    huge = [2**40, 2**40, 0] if draw.chance(0.5) else [0, 2**62, 4]
-    empty = x.new_empty(0).as_strided(huge, (1, 1, 1))
+    huge = draw.of(((0, 2**40, 2**40), (0, 2**62, 4), (2**40, 0, 2**40)))
+    empty = x.new_empty(0).as_strided(huge, (1,) * len(huge))
     return empty if draw.chance(0.3) else x.flatten()
 
 

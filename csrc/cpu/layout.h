@@ -51,7 +51,7 @@ inline Sizes contiguous_strides(const Sizes& sizes) {
     int64_t step = 1;
     for (size_t i = sizes.size(); i-- > 0;) {
         strides[i] = step;
-        step *= std::max<int64_t>(1, sizes[i]);
+        step = times(step, sizes[i]);
     }
     return strides;
 }

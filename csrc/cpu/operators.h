@@ -67,6 +67,14 @@ void in_team(double work, F f) {
 // What a few passes over a weight cost an element, in multiplications of a product.
 constexpr double pass_work = 4;
 
+// A stride times a size. Sizes of empty tensors may have any product.
+inline int64_t times(int64_t step, int64_t size) {
+    int64_t product;
+    STD_TORCH_CHECK(!__builtin_mul_overflow(step, std::max<int64_t>(1, size), &product),
+                    "lipfuse: the product of a tensor's sizes is too large");
+    return product;
+}
+
 // Sizes of a (..., rows, cols) tensor.
 struct Matrices {
     int64_t batch, rows, cols;
@@ -74,13 +82,12 @@ struct Matrices {
     explicit Matrices(const Tensor& t) : batch(1) {
         STD_TORCH_CHECK(t.dim() >= 2, "lipfuse: expected a tensor of at least 2 dimensions, got ",
                         t.dim());
+        int64_t most = 1;  // no product below is larger, or more than a few times as large
+        for (int64_t i = 0; i < t.dim(); ++i) most = times(most, t.size(i));
+        STD_TORCH_CHECK(most < int64_t(1) << 58, "lipfuse: the tensor's sizes are too large");
         for (int64_t i = 0; i < t.dim() - 2; ++i) batch *= t.size(i);
         rows = t.size(t.dim() - 2);
         cols = t.size(t.dim() - 1);
-        // Empty tensors may have sizes whose products overflow.
-        const double size = double(std::max<int64_t>(1, batch)) *
-                            double(std::max<int64_t>(1, rows)) * double(std::max<int64_t>(1, cols));
-        STD_TORCH_CHECK(batch >= 0 && size < 0x1p60, "lipfuse: the tensor's sizes are too large");
     }
     int64_t numel() const { return batch * area(); }
     int64_t area() const { return rows * cols; }
@@ -111,9 +118,7 @@ inline Tensor make(const Tensor& like, const Sizes& sizes, int32_t dtype) {
     int64_t step = 1;
     for (int64_t i = dims - 1; i >= 0; --i) {
         strides[i] = step;
-        STD_TORCH_CHECK(!__builtin_mul_overflow(
-                            step, std::max<int64_t>(1, sizes[static_cast<size_t>(i)]), &step),
-                        "lipfuse: a result would be too large");
+        step = times(step, sizes[static_cast<size_t>(i)]);
     }
     AtenTensorHandle handle = nullptr;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes.data(), strides, dtype,

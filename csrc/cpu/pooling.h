@@ -34,10 +34,8 @@ struct Images {
 
     static Sizes channels_last(const Sizes& sizes) {
         const size_t n = sizes.size();
-        const int64_t c = std::max<int64_t>(1, sizes[n - 3]),
-                      h = std::max<int64_t>(1, sizes[n - 2]),
-                      w = std::max<int64_t>(1, sizes[n - 1]);
-        return n == 4 ? Sizes{c * h * w, 1, c * w, c} : Sizes{1, c * w, c};
+        const int64_t c = times(1, sizes[n - 3]), row = times(c, sizes[n - 1]);
+        return n == 4 ? Sizes{times(row, sizes[n - 2]), 1, row, c} : Sizes{1, row, c};
     }
 
 private:

@@ -104,6 +104,21 @@ CASES: dict[str, tuple[str, tuple[Any, ...], str]] = {
     "symbol: steps": ("symbol_scores", (*SYMBOL, torch.ones(3), -1), "steps must be in"),
     "symbol: taps": ("symbol_bound", (torch.ones(2, 2, 3), [2**40], [4]), "product 3"),
     "pairs: flags": ("sort_pairs_backward", (PAIRS, FLAGS.long(), 1, 1.0), "swapped must be bool"),
+    "pool: empty": ("l2_norm_pool2d", (EMPTY, 2, 2, True, 1.0), "too large"),
+    "pool: huge": (
+        "scaled_avg_pool2d_backward",
+        (
+            torch.ones(1, 2, 1, 3).to(memory_format=torch.channels_last),
+            2**62,
+            3,
+            2**62,
+            1,
+            True,
+            1.0,
+        ),
+        "too large|overflow",
+    ),
+    "pairs: empty": ("sort_pairs", (EMPTY, 2, 1.0, True), "too large"),
     "pool: size": (
         "scaled_avg_pool2d_backward",
         (torch.ones(1, 0, 0), -3, 4, 2, 2, True, 1.0),
