@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "../algorithms/half.h"
 #include "../algorithms/mirror.h"
 
 #define LIPFUSE_EXPORT __attribute__((visibility("default")))
@@ -103,26 +104,6 @@ struct Kernels {
                         const T* sines, const T* start, int steps, T* scratch, T* scores);
     void (*wave_exceeds)(const T* even, const T* odd, int64_t n, int64_t terms, const T* cosines,
                          const T* sines, T threshold, T* scratch, uint8_t* flags);
-};
-
-// Half precision, which is only ever loaded and stored.
-struct Bf16 {
-    uint16_t bits;
-};
-struct Fp16 {
-    uint16_t bits;
-};
-template <class E>
-struct WideType {
-    using type = E;
-};
-template <>
-struct WideType<Bf16> {
-    using type = float;
-};
-template <>
-struct WideType<Fp16> {
-    using type = float;
 };
 
 // Windows side by side over images of height x width x channels, row-major.

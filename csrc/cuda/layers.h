@@ -6,15 +6,13 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "../cpu/kernels.h"
+#include "../algorithms/half.h"
 #include "execution.h"
 
 namespace lipfuse::cuda {
 
-using cpu::Bf16;
-using cpu::Fp16;
 template <class E>
-using Wide = typename cpu::WideType<E>::type;
+using Wide = typename WideType<E>::type;
 
 constexpr int layer_threads = 256;
 

@@ -414,15 +414,17 @@ def frobenius_normalize(
         dims = sorted({check_dim("dim", d, w.dim()) for d in given})
         if not dims:
             raise ValueError("dim must name at least one dimension, got none")
-    rest = [d for d in range(w.dim()) if d not in dims]
-    moved = w.permute(*rest, *dims)
-    kept = moved.shape[: len(rest)]
-    flat = moved.reshape(*kept, -1) if w.numel() else moved.reshape(*kept, 0)
-    out, _ = ops.frobenius_normalize(flat, eps, scale)
-    back = [0] * w.dim()
-    for position, d in enumerate([*rest, *dims]):
-        back[d] = position
-    return out.reshape(moved.shape).permute(*back).to(weight.dtype)
+    order = [d for d in range(w.dim()) if d not in dims] + dims
+    # Views cost more than the division of a small weight: only where they are needed.
+    in_place = order == sorted(order)
+    moved = w if in_place else w.permute(order)
+    rows = moved if len(dims) == 1 else moved.flatten(w.dim() - len(dims))
+    out, _ = ops.frobenius_normalize(rows, eps, scale)
+    if len(dims) > 1:
+        out = out.reshape(moved.shape)
+    if not in_place:
+        out = out.permute([order.index(d) for d in range(w.dim())])
+    return out.to(weight.dtype)
 
 
 def spectral_norm_bound(weight: Tensor, *, squarings: int = 10) -> Tensor:
