@@ -22,12 +22,14 @@ CXX_FILES := $(shell find csrc -type f \( -name '*.cpp' -o -name '*.h' -o -name 
                -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench build clean distclean
+.PHONY: help demo test lint format bench bench-distributed wheel build clean distclean
 
 help:
 	@echo "make demo       train, certify, attack and export a classifier of real digits"
 	@echo "make test       the tests"
 	@echo "make bench      speed on this machine, against the peers installed"
+	@echo "make bench-distributed  normalisation shared by 1, 2 and 4 processes"
+	@echo "make wheel      sdist and wheel, checked; ARGS='2.11.0 2.14.1': with these torch as well"
 	@echo "make lint       ruff, clang-format, mypy"
 	@echo "make format     let ruff and clang-format mend what they can"
 	@echo "make build      only $(VENV) and the package in it, editable"
@@ -41,6 +43,12 @@ test: $(VENV)/.built $(VENV)/.demo $(VENV)/.test
 
 bench: $(VENV)/.built
 	$(BIN)/python -m lipfuse bench $(ARGS)
+
+bench-distributed: $(VENV)/.built
+	$(BIN)/python -m benchmarks.distributed $(ARGS)
+
+wheel: $(VENV)/.requirements-$(TORCH_VERSION) $(VENV)/.test $(VENV)/.package
+	PYTHON=$(BIN)/python bash packaging/check.sh $(ARGS)
 
 lint: $(VENV)/.requirements-$(TORCH_VERSION) $(VENV)/.demo $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -73,7 +81,7 @@ $(VENV)/.built: $(NATIVE) | $(VENV)/.requirements-$(TORCH_VERSION)
 	LIPFUSE_NATIVE=$(LIPFUSE_NATIVE) $(PIP) install -q --no-build-isolation --no-deps -e .
 	@touch $@
 
-$(VENV)/.test $(VENV)/.lint: $(VENV)/.%: pyproject.toml | $(VENV)/.created
+$(VENV)/.test $(VENV)/.lint $(VENV)/.package: $(VENV)/.%: pyproject.toml | $(VENV)/.created
 	$(PIP) install -q $$($(BIN)/python .ci/requirements.py $*)
 	@touch $@
 

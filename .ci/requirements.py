@@ -1,4 +1,4 @@
-"""Print the requirements of one purpose, as pyproject.toml has them: build, demo, test or lint."""
+"""Print the requirements of one purpose, as pyproject.toml has them: build, demo, test, lint or package."""
 
 from __future__ import annotations
 

@@ -10,11 +10,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-PYTHON=$(command -v "${PYTHON:-python3}")
+PYTHON=$("${PYTHON:-python3}" -c 'import sys; print(sys.executable)')
 PATH=$(dirname "$PYTHON"):$PATH
 OUT=${OUT:-dist}
-CORE=(tests/native tests/ops tests/nn tests/test_fusion.py tests/test_leaks.py tests/test_optim.py
-      tests/test_parametrizations.py tests/test_compile.py)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -50,26 +48,7 @@ find "$work/unpacked" -name '*.so*' | while read -r library; do
     esac
 done
 
-try() { # PYTHON: the core of the tests, on the installed wheel, away from the checkout
-    cp -r tests pyproject.toml "$work/"
-    (cd "$work" && OMP_NUM_THREADS=1 "$1" -c 'import torch, lipfuse
-from lipfuse import _native
-assert _native.loaded, _native.reason
-print("torch", torch.__version__, "lipfuse", lipfuse.__file__)')
-    (cd "$work" && OMP_NUM_THREADS=1 "$1" -m pytest -q -p no:cacheprovider "${CORE[@]}")
-}
-
-for version in "$@"; do
-    echo "==== torch $version"
-    environment=$work/torch-$version
-    "$PYTHON" -m venv "$environment"
-    "$environment/bin/python" -m pip install -q "torch==$version" numpy 'pytest>=8' \
-        'hypothesis>=6.100' 'pytest-timeout>=2.3'
-    "$environment/bin/python" -m pip install -q --no-deps "$OUT"/*.whl
-    try "$environment/bin/python"
+for version in "${@:-}"; do
+    echo "==== tests with ${version:+torch }${version:-the torch of $PYTHON}"
+    WHEEL=$(echo "$OUT"/*.whl) PYTHON=$PYTHON bash packaging/check_torch.sh "$version"
 done
-if [ $# -eq 0 ]; then
-    echo "==== torch of $PYTHON"
-    "$PYTHON" -m pip install -q --no-deps --target "$work/site" "$OUT"/*.whl
-    PYTHONPATH=$work/site try "$PYTHON"
-fi
