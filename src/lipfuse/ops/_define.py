@@ -222,17 +222,17 @@ def is_worth_an_operator(input: Tensor) -> bool:
 
 def in_compiled_code() -> bool:
     """Whether a compiler is making code that will run here, without transforms."""
-    return (
-        torch.compiler.is_compiling()
-        and not torch.compiler.is_exporting()
-        and not _transforming_now()
-    )
+    return torch.compiler.is_compiling() and _to_run_here()
 
 
 @torch.compiler.assume_constant_result
-def _transforming_now() -> bool:
-    """The same while a compiler reads the code, which itself takes an absence for an object."""
-    return transforming()
+def _to_run_here() -> bool:
+    """The rest of it, as it is while a compiler reads the code.
+
+    The compiler itself takes the absence of a transform for an object, and that of torch 2.11 takes
+    all code for exported.
+    """
+    return not (torch.compiler.is_exporting() or transforming())
 
 
 def quick(op: Any, call: Callable[..., Any]) -> Callable[..., Any]:
