@@ -14,7 +14,8 @@ cd "$(dirname "$0")/.."
 VERSION=${1:-}
 WHEEL=$(realpath "${WHEEL:-$(echo dist/*.whl)}")
 PYTHON=$("${PYTHON:-python3}" -c 'import sys; print(sys.executable)')
-CORE=(tests/native tests/ops tests/nn tests/functional tests/test_compile.py tests/test_func.py
+CORE=(tests/native tests/ops tests/nn tests/functional tests/certification tests/distributed
+      tests/test_compile.py tests/test_func.py
       tests/test_fusion.py tests/test_leaks.py tests/test_mixed_precision.py
       tests/test_normalize_once.py tests/test_optim.py tests/test_parametrizations.py)
 work=$(mktemp -d)
