@@ -78,6 +78,8 @@ def run(session: Session) -> None:
                 targets=(
                     Target.within(COMPILED, EAGER, 1.1),
                     Target.within(BOTH, FUSED, 1.1),
+                    # Not ours: what compiling costs where there is nothing else.
+                    Target.within(PLAIN_COMPILED, PLAIN, 1.1),
                 ),
                 patience=60.0,
                 about={"shape": list(shape)},

@@ -42,10 +42,12 @@ def _hand_out(chains: list[Any], process_group: Any) -> None:
     """Normalises all weights and hands each to its layer."""
     calls: dict[tuple[Any, ...], list[tuple[Any, list[Any]]]] = {}
     for chain in chains:
-        step, parameters = chain[0], parameters_of(chain)
+        step = chain[0]
+        if not step.training:
+            continue  # outside training every layer computes to full accuracy on its own
+        parameters = parameters_of(chain)
         weight = parameters[0]
-        # Outside training every layer computes to full accuracy on its own.
-        alone = not step.training or weight.dtype in HALF or any(map(is_sharded, parameters))
+        alone = weight.dtype in HALF or any(map(is_sharded, parameters))
         if weight.numel() and not alone:
             key = weight.dtype, weight.device, step.backward
             calls.setdefault(key, []).append((step, step.polar_factors(*parameters)))
@@ -91,7 +93,8 @@ class _After:
         self.chains = chains
 
     def __call__(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        _take_back(self.chains)
+        if not torch.compiler.is_compiling():  # where nothing was handed out
+            _take_back(self.chains)
 
 
 def fuse(model: _M, *, process_group: Any = None) -> _M:
