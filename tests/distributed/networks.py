@@ -82,3 +82,15 @@ def assert_same_state(
             assert torch.allclose(found[name], value, atol=tolerance), name
         else:
             assert torch.equal(found[name], value), name
+
+
+def mesh_of(group: Any) -> Any:
+    """The ranks of a group in a row."""
+    from torch.distributed.device_mesh import DeviceMesh
+
+    return DeviceMesh.from_group(group, "cpu")
+
+
+def whole(tensor: Any) -> Tensor:
+    """All of a tensor that may be sharded."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.clone()

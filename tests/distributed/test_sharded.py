@@ -9,7 +9,7 @@ import pytest
 import tools
 import torch
 from every_layer import METHODS
-from networks import assert_same_state, batch, network, train, values
+from networks import assert_same_state, batch, mesh_of, network, train, values, whole
 from pool import Pool
 from torch import Tensor, nn
 
@@ -17,16 +17,6 @@ import lipfuse
 import lipfuse.nn as lnn
 
 every_method = pytest.mark.parametrize("method", METHODS)
-
-
-def mesh_of(group: Any) -> Any:
-    from torch.distributed.device_mesh import DeviceMesh
-
-    return DeviceMesh.from_group(group, "cpu")
-
-
-def whole(tensor: Any) -> Tensor:
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.clone()
 
 
 # ---- fully_shard ---------------------------------------------------------------------------------
