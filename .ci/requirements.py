@@ -1,4 +1,4 @@
-"""Print the requirements of one purpose, as pyproject.toml has them: build, demo, test, lint or package."""
+"""Print the requirements of one purpose: build, or an extra of pyproject.toml."""
 
 from __future__ import annotations
 

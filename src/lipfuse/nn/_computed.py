@@ -46,8 +46,8 @@ def _computed(name: str) -> property:
         if parametrize._cache_enabled:
             return _cached(layer, name, chain)
         # A small weight is normalised in a few microseconds; the module calls on the way to it,
-        # which only long chains and hooks need, would cost as much again. In compiled code they would
-        # be many guards, checked for every batch.
+        # which only long chains and hooks need, would cost as much again. In compiled code they
+        # would be many guards, checked for every batch.
         step, original = chain._modules.get("0"), chain._parameters.get("original")
         if (
             len(chain._modules) == 1
