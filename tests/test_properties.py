@@ -381,7 +381,7 @@ def _at_most(a: float, b: float) -> None:
 
 # ---- losses --------------------------------------------------------------------------------------
 
-MINE = {"hinge_margin_loss", "hinge_multiclass_loss", "categorical_hinge_loss"}
+MINE = ("hinge_margin_loss", "hinge_multiclass_loss", "categorical_hinge_loss")
 
 
 @case(*MINE, "kr_loss", "neg_kr_loss", "kr_loss_standard", "lse_hkr_multiclass_loss")
