@@ -53,8 +53,8 @@ class Certificate:
     the network's own arithmetic is from that can be accounted for in :meth:`radius`.
 
     Args:
-        lipschitz, layers, input_shape, output_shape, outputs, pairs, margin: the attributes of these
-            names, not checked: :func:`certify` computes them.
+        lipschitz, layers, input_shape, output_shape, outputs, pairs, margin: the attributes of
+            these names, not checked: :func:`certify` computes them.
 
     Attributes:
         lipschitz: L.
