@@ -33,7 +33,7 @@ help:
 	@echo "make report     the documentation's tables and plots, from benchmarks/results"
 	@echo "make bench-distributed  normalisation shared by 1, 2 and 4 processes"
 	@echo "make wheel      sdist and wheel, checked; ARGS='2.11.0 2.14.1': with these torch as well"
-	@echo "make leaks      what leaks in deel-torchlip, with ours beside it: a minute"
+	@echo "make leaks      what leaks in deel-torchlip, with ours beside it: seconds"
 	@echo "make attacks    certified inputs of trained networks under attack: minutes"
 	@echo "make longrun    20,000 steps at a high learning rate, exact norms all along: minutes"
 	@echo "make fuzz       operators called with whatever comes: a minute; ARGS='--seconds 60 --seed 0'"

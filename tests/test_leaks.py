@@ -19,6 +19,7 @@ import pytest
 import tools
 import torch
 from leak_cases import GEOMETRIES
+from tools import original
 from torch import Tensor, nn
 
 import lipfuse.nn as lnn
@@ -39,12 +40,6 @@ every_layer = pytest.mark.parametrize("name", LAYERS)
 
 # A training forward may be inexact; what it multiplies by is not: float32 with its rounding.
 TRAIN = EVAL = 1 + 1e-5
-
-
-def original(layer: nn.Module) -> nn.Parameter:
-    parameter = layer.parametrizations.weight.original  # type: ignore[union-attr]
-    assert isinstance(parameter, nn.Parameter)
-    return parameter
 
 
 def made(name: str, method: str = "polar", **settings: Any) -> tuple[nn.Module, SHAPE]:
@@ -291,7 +286,6 @@ def test_export(name: str, method: str) -> None:
 
 # ---- the same life for layers with other settings ------------------------------------------------
 
-_ZEROS: dict[str, Any] = {"padding_mode": "zeros"}
 FURTHER: dict[str, tuple[Make, SHAPE]] = {
     "OrthoConv2d": (lambda **k: lnn.OrthoConv2d(2, 3, 3, **k), (2, 5, 6)),
     "OrthoConv2d stride groups": (

@@ -46,10 +46,6 @@ REGISTRARS: dict[
 }
 
 
-def as_matrix(weight: Tensor, transposed: bool = False) -> Tensor:
-    return (weight.movedim(1, 0) if transposed else weight).detach().flatten(1)
-
-
 # ---- as torch's spectral_norm --------------------------------------------------------------------
 
 

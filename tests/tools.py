@@ -95,6 +95,13 @@ def unit(shape: tuple[int, ...], seed: int = 1) -> Tensor:
     return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
 
 
+def start(w: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit vectors u and v for power iteration to start from."""
+    u = unit(tuple(w.shape[:-1]), 1).to(w.dtype)
+    v = unit((*w.shape[:-2], w.shape[-1]), 2).to(w.dtype)
+    return u, v
+
+
 # ---- memory layouts ------------------------------------------------------------------------------
 
 
@@ -224,6 +231,16 @@ def _parameters(module: Callable[[Tensor], Tensor]) -> list[tuple[str, nn.Parame
 def operator_norm(module: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> float:
     """The exact Lipschitz constant of an affine map: the largest singular value of its matrix."""
     return largest_singular_value(dense(module, shape))
+
+
+# ---- layers --------------------------------------------------------------------------------------
+
+
+def original(layer: nn.Module) -> nn.Parameter:
+    """The parameter that a layer's weight is computed from."""
+    parameter = layer.parametrizations.weight.original  # type: ignore[union-attr]
+    assert isinstance(parameter, nn.Parameter)
+    return parameter
 
 
 # ---- process state -------------------------------------------------------------------------------

@@ -48,6 +48,9 @@ class CheckpointError(RuntimeError, ValueError):
 
     A RuntimeError, as ``load_state_dict`` raises, and a ValueError, as everything in this package
     that names a setting and its value.
+
+    Args:
+        args: the message, which names the setting, both values and the layer.
     """
 
 

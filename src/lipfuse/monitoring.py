@@ -36,6 +36,12 @@ class Monitor(dict[str, float]):
             for x, y in loader:
                 ...  # as without it
                 progress.set_postfix(stats.summary())
+
+    Args:
+        model, every, callback: as of :func:`monitor`.
+
+    Raises:
+        TypeError, ValueError: as :func:`monitor`.
     """
 
     def __init__(

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tools
 import torch
+from tools import original
 from torch import nn
 
 import lipfuse.functional as F
@@ -119,12 +120,6 @@ def shape_for(setting: Setting, kind: str) -> tuple[int, ...]:
     if "Transpose" in kind:  # their outputs are larger
         size = tuple(n // 2 + 1 for n in size)
     return (setting[0], *size)
-
-
-def original(layer: nn.Module) -> nn.Parameter:
-    parameter = layer.parametrizations.weight.original  # type: ignore[union-attr]
-    assert isinstance(parameter, nn.Parameter)
-    return parameter
 
 
 def low_pass(layer: nn.Module) -> None:

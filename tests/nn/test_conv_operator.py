@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import tools
 import torch
+from tools import original
 from torch import Tensor, nn
 
 import lipfuse
@@ -55,12 +56,6 @@ every_setting = pytest.mark.parametrize(
 def made(setting: Setting, **more: Any) -> Any:
     kind, arguments, rest, _, _ = setting
     return kind(*arguments, **rest, normalization="operator", **more)
-
-
-def original(layer: nn.Module) -> nn.Parameter:
-    parameter = layer.parametrizations.weight.original  # type: ignore[union-attr]
-    assert isinstance(parameter, nn.Parameter)
-    return parameter
 
 
 def conv(**more: Any) -> lnn.SpectralConv2d:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tools
 import torch
+from tools import original
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -22,12 +23,6 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 every_method = pytest.mark.parametrize("method", METHODS)
 SIZES = [(1, 1), (1, 7), (7, 1), (5, 5), (12, 30), (31, 13)]
-
-
-def original(layer: nn.Module) -> nn.Parameter:
-    parameter = layer.parametrizations.weight.original  # type: ignore[union-attr]
-    assert isinstance(parameter, nn.Parameter)
-    return parameter
 
 
 # ---- SpectralLinear ------------------------------------------------------------------------------

@@ -7,18 +7,13 @@ import math
 import pytest
 import tools
 import torch
+from tools import start
 from torch import Tensor
 
 import lipfuse.functional as F
 from lipfuse import _native
 
 op = torch.ops.lipfuse.power_iteration
-
-
-def start(w: Tensor) -> tuple[Tensor, Tensor]:
-    u = tools.unit(tuple(w.shape[:-1]), 1).to(w.dtype)
-    v = tools.unit((*w.shape[:-2], w.shape[-1]), 2).to(w.dtype)
-    return u, v
 
 
 @pytest.mark.parametrize("shape", tools.SHAPES, ids=str)

@@ -7,6 +7,7 @@ import math
 import pytest
 import tools
 import torch
+from tools import start
 from torch import Tensor
 
 import lipfuse.functional as F
@@ -17,12 +18,6 @@ op = torch.ops.lipfuse.spectral_bjorck
 def leading(w: Tensor) -> tuple[Tensor, Tensor]:
     u, _, vh = torch.linalg.svd(w.double(), full_matrices=False)
     return u[..., 0].to(w.dtype), vh[..., 0, :].to(w.dtype)
-
-
-def start(w: Tensor) -> tuple[Tensor, Tensor]:
-    u = tools.unit(tuple(w.shape[:-1]), 1).to(w.dtype)
-    v = tools.unit((*w.shape[:-2], w.shape[-1]), 2).to(w.dtype)
-    return u, v
 
 
 def plain(w: Tensor, u: Tensor, v: Tensor, steps: int, scale: float) -> Tensor:

@@ -7,17 +7,12 @@ import math
 import pytest
 import tools
 import torch
+from tools import start
 from torch import Tensor
 
 import lipfuse.functional as F
 
 op = torch.ops.lipfuse.spectral_normalize
-
-
-def start(w: Tensor) -> tuple[Tensor, Tensor]:
-    u = tools.unit(tuple(w.shape[:-1]), 1).to(w.dtype)
-    v = tools.unit((*w.shape[:-2], w.shape[-1]), 2).to(w.dtype)
-    return u, v
 
 
 def plain(w: Tensor, u: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:

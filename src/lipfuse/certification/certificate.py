@@ -23,6 +23,9 @@ _MOST_PAIRS = 100
 class LayerBound:
     """One module, or one operation of a module that has others in it.
 
+    Args:
+        name, layer, bound, total, method, shape: the attributes of these names, not checked.
+
     Attributes:
         name: the module's qualified name.
         layer: its class, or the operation.
@@ -48,6 +51,10 @@ class Certificate:
     For any two inputs, :math:`\|f(x) - f(y)\| \le L\,\|x - y\|`: f is what the network computes in
     evaluation from one sample, in exact arithmetic, with the weights as they are stored. How far
     the network's own arithmetic is from that can be accounted for in :meth:`radius`.
+
+    Args:
+        lipschitz, layers, input_shape, output_shape, outputs, pairs, margin: the attributes of
+            these names, not checked: :func:`certify` computes them.
 
     Attributes:
         lipschitz: L.

@@ -34,7 +34,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """All rows, in the order of ``model.named_modules()``; prints as a table."""
+    """All rows, in the order of ``model.named_modules()``; prints as a table.
+
+    Args:
+        rows: one for each layer, or parametrized tensor, that was looked at.
+    """
 
     rows: tuple[Row, ...]
 

@@ -148,7 +148,18 @@ class _PadConv(_ConvNd):
 
 
 class PadConv1d(_PadConv, nn.Conv1d):
-    """``torch.nn.Conv1d`` that also knows ``padding_mode="symmetric"``: see :class:`PadConv2d`."""
+    """``torch.nn.Conv1d`` that also knows ``padding_mode="symmetric"``. Not constrained.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+        padding_mode, device, dtype: as of :class:`PadConv2d`, for one axis.
+
+    Shape:
+        As ``torch.nn.Conv1d``.
+
+    Raises:
+        TypeError, ValueError: for arguments of the wrong kind or range, by name.
+    """
 
     _axes = 1
 
@@ -176,7 +187,18 @@ class PadConv2d(_PadConv, nn.Conv2d):
 
 
 class PadConv3d(_PadConv, nn.Conv3d):
-    """``torch.nn.Conv3d`` that also knows ``padding_mode="symmetric"``: see :class:`PadConv2d`."""
+    """``torch.nn.Conv3d`` that also knows ``padding_mode="symmetric"``. Not constrained.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+        padding_mode, device, dtype: as of :class:`PadConv2d`, for three axes.
+
+    Shape:
+        As ``torch.nn.Conv3d``.
+
+    Raises:
+        TypeError, ValueError: for arguments of the wrong kind or range, by name.
+    """
 
     _axes = 3
 

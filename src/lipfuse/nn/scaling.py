@@ -25,6 +25,9 @@ class SharedLipFactory:
         >>> layers = [nn.BatchLipNorm(4, factory=factory), nn.ScaledL2NormPool2d(2)]
         >>> factory.get_current_product_value(training=False)
         tensor(1.)
+
+    Attributes:
+        modules: the layers registered, in this order.
     """
 
     def __init__(self) -> None:
