@@ -263,7 +263,7 @@ void bjorck_gradient(const Case& c, bool chain) {
     Launch<BjorckBackwardArguments<T>> l;
     for (const Shape& s : c.shapes) {
         BjorckBackwardArguments<T> a{};
-        a.most_steps = int64_t(c.p(1));
+        a.most_steps = static_cast<int>(c.p(1));
         a.grad = l.arrays.template read<T>(s.batch * s.area());
         a.history = l.arrays.template read<T>(s.batch * a.most_steps * s.area());
         a.steps = l.arrays.template read<int64_t>(s.batch);
