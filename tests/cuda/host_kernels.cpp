@@ -558,8 +558,8 @@ int main(int argc, char** argv) {
               : order == "shuffled" ? host::Order::shuffled
                                     : host::Order::forward;
     for (int i = 8; i < argc; ++i) c.parameters.push_back(std::atof(argv[i]));
-    if (dtype == "bfloat16") return dispatch_layer<Bf16>(c) ? 0 : 2;
-    if (dtype == "float16") return dispatch_layer<Fp16>(c) ? 0 : 2;
+    if (dtype == "bfloat16") return dispatch_layer<lipfuse::Bf16>(c) ? 0 : 2;
+    if (dtype == "float16") return dispatch_layer<lipfuse::Fp16>(c) ? 0 : 2;
     if (dtype == "float32")
         dispatch_layer<float>(c) || (dispatch<float>(c), true);
     else
