@@ -1,7 +1,7 @@
 #include "../algorithms/bjorck.h"
 
 #include "../algorithms/power_iteration.h"
-#include "operators.h"
+#include "checks.h"
 
 namespace lipfuse::cpu {
 namespace {
@@ -10,19 +10,13 @@ Tensor make_history(const Tensor& w, const Matrices& m, int max_iterations, bool
     return save ? make(w, batch_sizes(w, {max_iterations, m.rows, m.cols})) : make(w, Sizes{0});
 }
 
-// How many iterates of every matrix a history has room for. No matrix made more steps.
-int64_t check_history(const Tensor& grad, const Tensor& history, const Tensor& steps,
-                      const Matrices& m) {
-    check_same_dtype(grad, history, "history");
-    const int64_t most = history.numel() / std::max<int64_t>(1, m.numel());
-    STD_TORCH_CHECK(steps.scalar_type() == ScalarType::Long, "lipfuse: steps must be int64");
-    check_numel(steps, m.batch, "steps");
+// No matrix made more steps than were kept.
+void check_steps(const Tensor& steps, int most, const Matrices& m) {
     for (int64_t i = 0; m.area() > 0 && i < m.batch; ++i) {
         const int64_t count = data<int64_t>(steps)[i];
         STD_TORCH_CHECK(count >= 0 && count <= most, "lipfuse: steps must be in [0, ", most,
                         "], the iterates that history has, got ", count);
     }
-    return most;
 }
 
 std::tuple<Tensor, Tensor, Tensor> bjorck_op(const Tensor& weight, double beta,
@@ -50,7 +44,8 @@ Tensor bjorck_backward_op(const Tensor& grad, const Tensor& history, const Tenso
                           double beta) {
     const Tensor g = packed(grad), kept = packed(history), count = packed(steps);
     const Matrices m(g);
-    const int64_t most = check_history(g, kept, count, m);
+    const int most = check_history(g, kept, count, m);
+    check_steps(count, most, m);
     Tensor out = make(g, sizes_of(g));
     by_dtype(g, [&](auto zero) {
         using T = decltype(zero);
@@ -71,8 +66,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> spectral_bjorck(
     const int times = check_count(n_iterations, "n_iterations");
     const int most = check_count(max_iterations, "max_iterations");
     const Tensor w = packed(weight);
-    check_like(w, u, m.batch * m.rows, "u");
-    if (v) check_like(w, *v, m.batch * m.cols, "v");
+    check_vectors(w, m, u, v);
     Tensor new_u = copied(u);
     Tensor new_v = v ? copied(*v) : make(w, batch_sizes(w, {m.cols}));
     Tensor out = make(w, sizes_of(w));
@@ -112,11 +106,9 @@ Tensor spectral_bjorck_backward(const Tensor& grad, const Tensor& sigma, const T
     const Tensor g = packed(grad), s = packed(sigma), left = packed(u), right = packed(v),
                  kept = packed(history), count = packed(steps);
     const Matrices m(g);
-    const int64_t most = check_history(g, kept, count, m);
-    STD_TORCH_CHECK(most > 0 || m.numel() == 0, "lipfuse: history must have the first iterate");
-    check_like(g, s, 2 * m.batch, "sigma");
-    check_like(g, left, m.batch * m.rows, "u");
-    check_like(g, right, m.batch * m.cols, "v");
+    const int most = check_history(g, kept, count, m);
+    check_steps(count, most, m);
+    check_chain(g, s, left, right, most, m);
     Tensor out = make(g, sizes_of(g));
     by_dtype(g, [&](auto zero) {
         using T = decltype(zero);

@@ -1,4 +1,4 @@
-#include "operators.h"
+#include "checks.h"
 
 namespace lipfuse::cpu {
 namespace {
@@ -18,15 +18,15 @@ void for_each_row(int64_t rows, int64_t n, F f) {
 // Every row of (..., n) is divided by its Euclidean norm; rows below eps by eps, so that a zero row
 // stays zero.
 std::tuple<Tensor, Tensor> frobenius_normalize(const Tensor& weight, double eps, double scale) {
-    STD_TORCH_CHECK(weight.dim() >= 1, "lipfuse: expected a tensor of at least 1 dimension");
+    const Rows rows(weight);
+    const int64_t n = rows.n;
     const Tensor w = packed(weight);
-    const int64_t n = w.size(w.dim() - 1), rows = n ? w.numel() / n : 0;
     Tensor out = make(w, sizes_of(w));
     Tensor norm = make(w, batch_sizes(w, {}, 1));
     if (n == 0) return {out, torch::stable::zero_(norm)};
     by_dtype(w, [&](auto zero) {
         using T = decltype(zero);
-        for_each_row<T>(rows, n, [&](Backend<T>& backend, int64_t r) {
+        for_each_row<T>(rows.count, n, [&](Backend<T>& backend, int64_t r) {
             const T* in = data<T>(w) + r * n;
             const double size = std::sqrt(backend.dot(n, in, in));
             data<T>(norm)[r] = T(size);
@@ -41,14 +41,12 @@ std::tuple<Tensor, Tensor> frobenius_normalize(const Tensor& weight, double eps,
 Tensor frobenius_normalize_backward(const Tensor& grad, const Tensor& normalized,
                                     const Tensor& norm, double eps, double scale) {
     const Tensor g = packed(grad), w = packed(normalized), size = packed(norm);
-    STD_TORCH_CHECK(g.dim() >= 1, "lipfuse: expected a tensor of at least 1 dimension");
-    const int64_t n = g.size(g.dim() - 1), rows = n ? g.numel() / n : 0;
-    check_like(g, w, g.numel(), "normalized");
-    if (n) check_like(g, size, rows, "norm");
+    const Rows rows = check_rows(g, w, size);
+    const int64_t n = rows.n;
     Tensor out = make(g, sizes_of(g));
     by_dtype(g, [&](auto zero) {
         using T = decltype(zero);
-        for_each_row<T>(rows, n, [&](Backend<T>& backend, int64_t r) {
+        for_each_row<T>(rows.count, n, [&](Backend<T>& backend, int64_t r) {
             const T* gi = data<T>(g) + r * n;
             const T* wi = data<T>(w) + r * n;
             const double s = double(data<T>(size)[r]);

@@ -29,9 +29,7 @@ void by_element(const Tensor& t, F f) {
 
 inline Tensor make_strided(const Tensor& like, const Sizes& sizes, const Sizes& strides,
                            int32_t dtype) {
-    int32_t device_type, device_index;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+    const auto [device_type, device_index] = device_of(like);
     AtenTensorHandle handle = nullptr;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()),
                                                            sizes.data(), strides.data(), dtype,

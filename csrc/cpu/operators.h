@@ -10,9 +10,9 @@
 #include <pthread.h>
 
 #include <atomic>
-#include <limits>
 #include <optional>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "backend.h"
@@ -79,6 +79,7 @@ inline int64_t times(int64_t step, int64_t size) {
 struct Matrices {
     int64_t batch, rows, cols;
 
+    Matrices(int64_t batch, int64_t rows, int64_t cols) : batch(batch), rows(rows), cols(cols) {}
     explicit Matrices(const Tensor& t) : batch(1) {
         STD_TORCH_CHECK(t.dim() >= 2, "lipfuse: expected a tensor of at least 2 dimensions, got ",
                         t.dim());
@@ -106,12 +107,18 @@ inline Sizes batch_sizes(const Tensor& t, std::initializer_list<int64_t> last, i
     return s;
 }
 
+// Type and index of the device.
+inline std::pair<int32_t, int32_t> device_of(const Tensor& t) {
+    int32_t type, index;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &index));
+    return {type, index};
+}
+
 // An uninitialised, contiguous tensor where `like` is. The shim's own entry point costs a third of a
 // call through the dispatcher, which is what small weights would notice.
 inline Tensor make(const Tensor& like, const Sizes& sizes, int32_t dtype) {
-    int32_t device_type, device_index;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+    const auto [device_type, device_index] = device_of(like);
     int64_t strides[16];
     const int64_t dims = static_cast<int64_t>(sizes.size());
     STD_TORCH_CHECK(dims <= 16, "lipfuse: at most 16 dimensions, got ", dims);
@@ -151,31 +158,6 @@ T* data(const Tensor& t) {
 template <class T>
 T* data_or_null(const Tensor& t) {
     return t.numel() ? static_cast<T*>(t.data_ptr()) : nullptr;
-}
-
-// Operators can be called with anything: all that a kernel will read through a pointer is checked.
-inline void check_same_dtype(const Tensor& a, const Tensor& b, const char* name) {
-    STD_TORCH_CHECK(a.scalar_type() == b.scalar_type(), "lipfuse: ", name,
-                    " must have the dtype of the weight");
-}
-inline void check_numel(const Tensor& t, int64_t expected, const char* name) {
-    STD_TORCH_CHECK(t.numel() == expected, "lipfuse: ", name, " must have ", expected,
-                    " elements, got ", t.numel());
-}
-
-// A tensor that belongs to the matrices of `like`.
-inline void check_like(const Tensor& like, const Tensor& t, int64_t expected, const char* name) {
-    check_same_dtype(like, t, name);
-    check_numel(t, expected, name);
-}
-// How often to do something.
-inline int check_count(int64_t n, const char* name) {
-    STD_TORCH_CHECK(n >= 0 && n <= std::numeric_limits<int>::max(), "lipfuse: ", name,
-                    " must be in [0, 2^31), got ", n);
-    return static_cast<int>(n);
-}
-inline void check_tolerance(double tol) {
-    STD_TORCH_CHECK(tol >= 0, "lipfuse: tol must not be negative, got ", tol);
 }
 
 // Calls f(T{}) with the element type.

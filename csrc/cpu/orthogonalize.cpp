@@ -2,7 +2,7 @@
 #include <numeric>
 
 #include "../algorithms/polar.h"
-#include "operators.h"
+#include "checks.h"
 
 namespace lipfuse::cpu {
 namespace {
@@ -17,7 +17,7 @@ void write(const PolarInfo& p, double* to) {
     to[4] = p.stages;
 }
 
-// One matrix of one of several weights.
+// One matrix of one of the weights.
 struct Job {
     size_t weight;
     int64_t matrix;  // within the weight
@@ -65,49 +65,16 @@ void for_each_job(const std::vector<Job>& jobs, F f) {
     });
 }
 
-std::vector<Job> jobs_of(const std::vector<Tensor>& weights, const std::vector<int64_t>& groups,
-                         const std::vector<double>& scales) {
-    STD_TORCH_CHECK(groups.size() == weights.size() && scales.size() == weights.size(),
-                    "lipfuse: weights, groups and scales must have the same length");
+// Those of several weights.
+std::vector<Job> jobs_of(const std::vector<Matrices>& matrices, const std::vector<double>& scales) {
     std::vector<Job> jobs;
     int64_t row = 0;
-    for (size_t i = 0; i < weights.size(); ++i) {
-        const Tensor& w = weights[i];
-        STD_TORCH_CHECK(w.dim() >= 2 && w.scalar_type() == weights[0].scalar_type() &&
-                            groups[i] > 0 && groups[i] <= std::max<int64_t>(1, w.size(0)) &&
-                            w.size(0) % groups[i] == 0,
-                        "lipfuse: weight ", i,
-                        " must have at least 2 dimensions, the dtype of the first, and a first"
-                        " dimension that its groups divide");
-        const int64_t rows = w.size(0) / groups[i], cols = w.size(0) ? w.numel() / w.size(0) : 0;
-        for (int64_t g = 0; g < groups[i]; ++g)
-            jobs.push_back({i, g, row++, rows, cols, scales[i]});
+    for (size_t i = 0; i < matrices.size(); ++i) {
+        const Matrices& m = matrices[i];
+        for (int64_t g = 0; g < m.batch; ++g)
+            jobs.push_back({i, g, row++, m.rows, m.cols, scales[i]});
     }
     return jobs;
-}
-
-// The matrices of one (..., m, n) tensor.
-std::vector<Job> jobs_of(const Tensor& weight, double scale) {
-    const Matrices m(weight);
-    std::vector<Job> jobs;
-    for (int64_t i = 0; i < m.batch; ++i) jobs.push_back({0, i, i, m.rows, m.cols, scale});
-    return jobs;
-}
-
-using Tensors = std::vector<Tensor>;
-
-// What the backward reads of weight i: as many elements as its matrices have.
-void check_backward(const Tensor& grad, const Tensor& weight, const Tensor& orthogonal,
-                    const Tensor& root, const Job& job, int64_t count) {
-    check_like(grad, weight, count * job.area(), "weight");
-    check_like(grad, orthogonal, count * job.area(), "orthogonal");
-    check_same_dtype(grad, root, "inverse_root");
-    if (root.numel() != 0 || job.rows != job.cols)
-        check_numel(root, count * job.root_area(), "inverse_root");
-}
-void check_info(const Tensor& info, int64_t matrices) {
-    STD_TORCH_CHECK(info.scalar_type() == ScalarType::Double, "lipfuse: info must be float64");
-    check_numel(info, matrices * info_size, "info");
 }
 
 // Q of every job into `out`, (WᵀW)^(-1/2) into `roots` where there is room for it.
@@ -152,7 +119,7 @@ std::tuple<Tensor, Tensor, Tensor> orthogonalize(const Tensor& weight, double to
     Tensor out = make(w, sizes_of(w));
     Tensor root = make(w, keep ? batch_sizes(w, {m.small(), m.small()}) : Sizes{0});
     Tensor info = make_double(w, batch_sizes(w, {info_size}));
-    run(jobs_of(w, scale), {w}, tol, {out}, {root}, info);
+    run(jobs_of({m}, {scale}), {w}, tol, {out}, {root}, info);
     return {out, root, info};
 }
 
@@ -162,10 +129,10 @@ Tensor orthogonalize_backward(const Tensor& grad, const Tensor& weight, const Te
     const Tensor g = packed(grad), found = packed(info);
     const Matrices m(g);
     check_tolerance(tol);
-    check_info(found, m.batch);
-    check_backward(g, weight, orthogonal, inverse_root, {0, 0, 0, m.rows, m.cols, scale}, m.batch);
+    check_info(g, found, m.batch * info_size);
+    check_polar(g, weight, orthogonal, inverse_root, m);
     Tensor out = make(g, sizes_of(g));
-    run_backward(jobs_of(g, scale), {g}, {packed(weight)}, {packed(orthogonal)},
+    run_backward(jobs_of({m}, {scale}), {g}, {packed(weight)}, {packed(orthogonal)},
                  {packed(inverse_root)}, found, tol, tangent, {out});
     return out;
 }
@@ -174,16 +141,16 @@ std::tuple<Tensors, Tensors, Tensor> foreach_orthogonalize(Tensors weights,
                                                            std::vector<int64_t> groups,
                                                            std::vector<double> scales, double tol,
                                                            bool save) {
-    STD_TORCH_CHECK(!weights.empty(), "lipfuse: weights must not be empty");
     check_tolerance(tol);
-    const std::vector<Job> jobs = jobs_of(weights, groups, scales);
+    const std::vector<Matrices> matrices = check_weights(weights, groups, scales);
+    const std::vector<Job> jobs = jobs_of(matrices, scales);
     Tensors out, roots;
-    for (size_t i = 0, k = 0; i < weights.size(); k += size_t(groups[i++])) {
+    for (size_t i = 0; i < weights.size(); ++i) {
+        const Matrices& m = matrices[i];
         weights[i] = packed(weights[i]);
         out.push_back(make(weights[i], sizes_of(weights[i])));
-        const int64_t small = std::min(jobs[k].rows, jobs[k].cols);
-        const bool keep = save && jobs[k].rows != jobs[k].cols;
-        roots.push_back(make(weights[i], keep ? Sizes{groups[i], small, small} : Sizes{0}));
+        const bool keep = save && m.rows != m.cols;
+        roots.push_back(make(weights[i], keep ? Sizes{m.batch, m.small(), m.small()} : Sizes{0}));
     }
     Tensor info = make_double(weights[0], {static_cast<int64_t>(jobs.size()), info_size});
     run(jobs, weights, tol, out, roots, info);
@@ -194,17 +161,14 @@ Tensors foreach_orthogonalize_backward(Tensors grads, Tensors weights, Tensors o
                                        Tensors inverse_roots, const Tensor& info,
                                        std::vector<int64_t> groups, std::vector<double> scales,
                                        double tol, bool tangent) {
-    STD_TORCH_CHECK(!weights.empty(), "lipfuse: weights must not be empty");
-    for (const Tensors* list : {&grads, &orthogonal, &inverse_roots})
-        STD_TORCH_CHECK(list->size() == weights.size(),
-                        "lipfuse: lists of tensors must have the length of weights");
+    check_lengths(weights, {&grads, &orthogonal, &inverse_roots});
     check_tolerance(tol);
-    const std::vector<Job> jobs = jobs_of(weights, groups, scales);
-    check_info(info, static_cast<int64_t>(jobs.size()));
+    const std::vector<Matrices> matrices = check_weights(weights, groups, scales);
+    const std::vector<Job> jobs = jobs_of(matrices, scales);
+    check_info(weights[0], info, static_cast<int64_t>(jobs.size()) * info_size);
     Tensors out;
-    for (size_t i = 0, k = 0; i < grads.size(); k += size_t(groups[i++])) {
-        check_like(weights[i], grads[i], weights[i].numel(), "grads");
-        check_backward(grads[i], weights[i], orthogonal[i], inverse_roots[i], jobs[k], groups[i]);
+    for (size_t i = 0; i < grads.size(); ++i) {
+        check_polar(weights[i], grads[i], orthogonal[i], inverse_roots[i], matrices[i]);
         grads[i] = packed(grads[i]);
         weights[i] = packed(weights[i]);
         orthogonal[i] = packed(orthogonal[i]);

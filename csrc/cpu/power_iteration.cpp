@@ -1,6 +1,6 @@
 #include "../algorithms/power_iteration.h"
 
-#include "operators.h"
+#include "checks.h"
 
 namespace lipfuse::cpu {
 namespace {
@@ -13,11 +13,8 @@ struct Vectors {
 // u and v to be iterated on: copies of what was given; v is made from u where it is missing.
 Vectors start(const Tensor& weight, const Tensor& u, const std::optional<Tensor>& v,
               const Matrices& m) {
-    check_like(weight, u, m.batch * m.rows, "u");
-    if (v) {
-        check_like(weight, *v, m.batch * m.cols, "v");
-        return {copied(u), copied(*v), false};
-    }
+    check_vectors(weight, m, u, v);
+    if (v) return {copied(u), copied(*v), false};
     return {copied(u), make(weight, batch_sizes(weight, {m.cols})), true};
 }
 
@@ -105,10 +102,8 @@ Tensor spectral_normalize_backward(const Tensor& grad, const std::optional<Tenso
     const Matrices m(g);
     const Tensor gs = grad_sigma ? packed(*grad_sigma) : s;
     check_like(g, w, m.numel(), "normalized");
-    check_like(g, s, m.batch, "sigma");
-    check_like(g, gs, m.batch, "grad_sigma");
-    check_like(g, left, m.batch * m.rows, "u");
-    check_like(g, right, m.batch * m.cols, "v");
+    check_sigma(g, s, gs, m.batch);
+    check_vectors(g, m, left, right);
     Tensor out = make(g, sizes_of(g));
     by_dtype(g, [&](auto zero) {
         using T = decltype(zero);

@@ -1,6 +1,6 @@
 #include "../algorithms/spectral_bound.h"
 
-#include "operators.h"
+#include "checks.h"
 
 namespace lipfuse::cpu {
 namespace {

@@ -1,5 +1,5 @@
 // The Gram matrices of a convolution's symbol, a lane of a vector for each frequency.
-#include "operators.h"
+#include "checks.h"
 
 namespace lipfuse::cpu {
 namespace {
@@ -19,7 +19,7 @@ struct Symbol {
         frequencies = cosines.size(1);
         check_numel(odd, even.numel(), "odd");
         check_numel(sines, cosines.numel(), "sines");
-        for (const Tensor* t : {&odd, &cosines, &sines}) check_same_dtype(even, *t, "arguments");
+        for (const Tensor* t : {&odd, &cosines, &sines}) check_same_type(even, *t, "arguments");
         // The kernels take one lane of frequencies after the other, and whole triangles.
         STD_TORCH_CHECK(
             double(n) * double(n + 1) < 0x1p50 && double(batch) * double(frequencies) < 0x1p31,

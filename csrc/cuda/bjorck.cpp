@@ -7,16 +7,16 @@ namespace {
 struct Record {
     Tensor out, history, steps;
 
-    Record(const Tensor& w, const Matrices& m, int64_t max_iterations, bool save)
+    Record(const Tensor& w, const Matrices& m, int max_iterations, bool save)
         : out(make(w, sizes_of(w))),
           history(make(w, save ? batch_sizes(w, {max_iterations, m.rows, m.cols}) : Sizes{0})),
           steps(make_int64(w, batch_sizes(w, {}))) {}
 
     template <class T>
     BjorckArguments<T> arguments(const Tensor& w, const Matrices& m, double beta,
-                                 int64_t max_iterations, double eps, double scale) const {
-        return {data<T>(w), data<T>(out), data_or_null<T>(history),         data<int64_t>(steps),
-                m.rows,     m.cols,       static_cast<int>(max_iterations), beta,
+                                 int max_iterations, double eps, double scale) const {
+        return {data<T>(w), data<T>(out), data_or_null<T>(history), data<int64_t>(steps),
+                m.rows,     m.cols,       max_iterations,           beta,
                 eps,        scale};
     }
 };
@@ -25,12 +25,12 @@ std::tuple<Tensor, Tensor, Tensor> bjorck_op(const Tensor& weight, double beta,
                                              int64_t max_iterations, double eps, bool save) {
     const Matrices m(weight);
     const Scope scope(weight);
+    const int most = check_count(max_iterations, "max_iterations");
     const Tensor w = packed(weight);
-    const Record r(w, m, max_iterations, save);
+    const Record r(w, m, most, save);
     by_dtype(w, [&](auto zero) {
         using T = decltype(zero);
-        check(bjorck<T>(scope.stream(),
-                        {{m.batch, r.arguments<T>(w, m, beta, max_iterations, eps, 1.0)}}),
+        check(bjorck<T>(scope.stream(), {{m.batch, r.arguments<T>(w, m, beta, most, eps, 1.0)}}),
               "bjorck");
     });
     return {r.out, r.history, r.steps};
@@ -41,13 +41,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> spectral_bjorck_op(
     double eps, double beta, int64_t max_iterations, double eps_bjorck, double scale, bool save) {
     const Matrices m(weight);
     const Scope scope(weight);
+    const int times = check_count(n_iterations, "n_iterations");
+    const int most = check_count(max_iterations, "max_iterations");
     PowerTensors p(weight, u, v, m, {2});
-    const Record r(p.weight, m, max_iterations, save);
+    const Record r(p.weight, m, most, save);
     by_dtype(p.weight, [&](auto zero) {
         using T = decltype(zero);
-        const ChainArguments<T> a{
-            p.arguments<T>(m, n_iterations, eps, 2),
-            r.arguments<T>(p.weight, m, beta, max_iterations, eps_bjorck, scale)};
+        const ChainArguments<T> a{p.arguments<T>(m, times, eps, 2),
+                                  r.arguments<T>(p.weight, m, beta, most, eps_bjorck, scale)};
         check(spectral_bjorck<T>(scope.stream(), {{m.batch, a}}), "spectral_bjorck");
     });
     return {r.out, p.sigma, p.new_u, p.new_v, r.history, r.steps};
@@ -60,12 +61,9 @@ Tensor backward(const Tensor& grad, const Tensor* sigma, const Tensor* u, const 
     const Tensor g = packed(grad), kept = packed(history), count = packed(steps),
                  s = sigma ? packed(*sigma) : g, left = u ? packed(*u) : g,
                  right = v ? packed(*v) : g;
-    check_device(g, count, "steps");
-    for (const Tensor* t : {&kept, &s, &left, &right}) {
-        check_device(g, *t, "every argument");
-        check_same_dtype(g, *t, "every argument");
-    }
     const Matrices m(g);
+    const int most = check_history(g, kept, count, m);
+    if (sigma) check_chain(g, s, left, right, most, m);
     Tensor out = make(g, sizes_of(g));
     by_dtype(g, [&](auto zero) {
         using T = decltype(zero);
@@ -76,7 +74,7 @@ Tensor backward(const Tensor& grad, const Tensor* sigma, const Tensor* u, const 
         a.out = data<T>(out);
         a.rows = m.rows;
         a.cols = m.cols;
-        a.most_steps = kept.numel() / std::max<int64_t>(1, m.batch * m.area());
+        a.most_steps = most;
         a.beta = beta;
         a.scale = scale;
         a.eps = eps;

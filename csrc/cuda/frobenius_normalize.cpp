@@ -4,16 +4,15 @@ namespace lipfuse::cuda {
 namespace {
 
 std::tuple<Tensor, Tensor> frobenius_normalize_op(const Tensor& weight, double eps, double scale) {
-    STD_TORCH_CHECK(weight.dim() >= 1, "lipfuse: expected a tensor of at least 1 dimension");
+    const Rows rows(weight);
     const Scope scope(weight);
     const Tensor w = packed(weight);
     Tensor out = make(w, sizes_of(w));
     Tensor norm = make(w, batch_sizes(w, {}, 1));
     by_dtype(w, [&](auto zero) {
         using T = decltype(zero);
-        const FrobeniusArguments<T> a{data<T>(w),   nullptr,       nullptr,
-                                      data<T>(out), data<T>(norm), w.size(w.dim() - 1),
-                                      eps,          scale};
+        const FrobeniusArguments<T> a{data<T>(w),    nullptr, nullptr, data<T>(out),
+                                      data<T>(norm), rows.n,  eps,     scale};
         check(frobenius_normalize<T>(scope.stream(), {{norm.numel(), a}}), "frobenius_normalize");
     });
     return {out, norm};
@@ -23,16 +22,13 @@ Tensor frobenius_normalize_backward_op(const Tensor& grad, const Tensor& normali
                                        const Tensor& norm, double eps, double scale) {
     const Scope scope(grad);
     const Tensor g = packed(grad), w = packed(normalized), size = packed(norm);
-    for (const Tensor* t : {&w, &size}) {
-        check_device(g, *t, "every argument");
-        check_same_dtype(g, *t, "every argument");
-    }
+    const Rows rows = check_rows(g, w, size);
     Tensor out = make(g, sizes_of(g));
     by_dtype(g, [&](auto zero) {
         using T = decltype(zero);
-        const FrobeniusArguments<T> a{data<T>(g), data<T>(w),          data<T>(size), data<T>(out),
-                                      nullptr,    g.size(g.dim() - 1), eps,           scale};
-        check(frobenius_normalize_backward<T>(scope.stream(), {{size.numel(), a}}),
+        const FrobeniusArguments<T> a{data<T>(g), data<T>(w), data<T>(size), data<T>(out),
+                                      nullptr,    rows.n,     eps,           scale};
+        check(frobenius_normalize_backward<T>(scope.stream(), {{rows.count, a}}),
               "frobenius_normalize_backward");
     });
     return out;

@@ -232,7 +232,8 @@ struct BjorckBackwardArguments {
     const T *grad, *history;
     const int64_t* steps;
     T* out;
-    int64_t rows, cols, most_steps;
+    int64_t rows, cols;
+    int most_steps;  // that `history` keeps; if `steps` says more, those
     double beta, scale;
     // of the whole chain; sigma is null for the iteration alone
     const T *sigma, *u, *v;
@@ -248,15 +249,17 @@ LIPFUSE_DEVICE void bjorck_backward_kernel(const Layout& layout,
             const int64_t area = a.rows * a.cols;
             T* out = a.out + i * area;
             const T* first = a.history + i * a.most_steps * area;
-            bjorck_backward(backend, a.grad + i * area, first, a.rows, a.cols,
-                            static_cast<int>(a.steps[i]), a.beta, a.scale, out);
+            const int64_t taken = a.steps[i];
+            const int steps = taken < 0              ? 0
+                              : taken > a.most_steps ? a.most_steps
+                                                     : static_cast<int>(taken);
+            bjorck_backward(backend, a.grad + i * area, first, a.rows, a.cols, steps, a.beta,
+                            a.scale, out);
             if (!a.sigma) return;
             // W0 = shrink W / sigma, sigma = uᵀWv
             const double sigma = double(a.sigma[2 * i]), shrink = double(a.sigma[2 * i + 1]);
-            // Without a step there is no W0: the reference takes the gradient in its place.
-            const T* origin = a.most_steps > 0 ? first : out;
             double along = 0;
-            if (!(std::fabs(sigma) < a.eps)) along = -backend.dot(area, out, origin) / sigma;
+            if (!(std::fabs(sigma) < a.eps)) along = -backend.dot(area, out, first) / sigma;
             backend.rank_one_update(out, T(shrink / away_from_zero(sigma, a.eps)), T(along),
                                     a.u + i * a.rows, a.v + i * a.cols, a.rows, a.cols, out);
         });

@@ -96,7 +96,10 @@ Error launch(void (*kernel)(Layout, Table<Arguments>, Parameters...), const Stre
     const Limits limits{device.shared_bytes, int64_t(device.each) * device.processors,
                         device.tensor_cores, stream.rough_products};
     std::vector<Demand> costs;
-    for (const auto& job : jobs) costs.push_back(demand_of(job));
+    for (const auto& job : jobs) {
+        if (job.matrices > INT32_MAX) return "there must be less than 2^31 matrices";
+        costs.push_back(demand_of(job));
+    }
     const std::vector<size_t> order = costly_first(costs);
     const auto queue = static_cast<cudaStream_t>(stream.stream);
     for (size_t first = 0; first < order.size(); first += most_items) {

@@ -1,7 +1,7 @@
 // What the CUDA operators share: tensors to pointers, the current stream, scratch memory.
 #pragma once
 
-#include "../cpu/operators.h"
+#include "../cpu/checks.h"
 #include "launch.h"
 
 // Only a torch with CUDA has it; elsewhere no CUDA tensor exists and nothing here is ever called.
@@ -30,34 +30,44 @@ inline bool allows_rough_products() {
 
 using cpu::batch_sizes;
 using cpu::by_dtype;
-using cpu::check_numel;
-using cpu::check_same_dtype;
+using cpu::check_chain;
+using cpu::check_count;
+using cpu::check_device;
+using cpu::check_history;
+using cpu::check_info;
+using cpu::check_lengths;
+using cpu::check_like;
+using cpu::check_polar;
+using cpu::check_rows;
+using cpu::check_sigma;
+using cpu::check_tolerance;
+using cpu::check_vectors;
+using cpu::check_weights;
 using cpu::data;
 using cpu::data_or_null;
+using cpu::device_of;
 using cpu::make;
 using cpu::make_double;
 using cpu::make_int64;
 using cpu::Matrices;
 using cpu::packed;
+using cpu::Rows;
 using cpu::Sizes;
 using cpu::sizes_of;
 using cpu::Tensor;
-
-inline int32_t device_of(const Tensor& t) {
-    int32_t index;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &index));
-    return index;
-}
+using cpu::Tensors;
 
 // For one operator: makes the tensor's device the current one, and keeps the scratch memory of its
 // launches until they are enqueued. The allocator hands it on only to later work on this stream.
 class Scope {
 public:
     explicit Scope(const Tensor& like) : like_(like) {
-        STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_create_device_guard(device_of(like), &guard_));
-        stream_.device = device_of(like);
+        // A later argument on a CUDA device is enough to come here.
+        STD_TORCH_CHECK(like.is_cuda(), "lipfuse: all arguments must be on one device");
         STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
                         "lipfuse: this torch has no CUDA streams");
+        stream_.device = device_of(like).second;
+        STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_create_device_guard(stream_.device, &guard_));
         STABLE_TORCH_ERROR_CODE_CHECK(
             aoti_torch_get_current_cuda_stream(stream_.device, &stream_.stream));
         stream_.context = this;
@@ -81,14 +91,13 @@ private:
     std::vector<Tensor> scratch_;
 };
 
-inline void check(Error error, const char* name) {
-    STD_TORCH_CHECK(error == nullptr, "lipfuse: ", name, ": ", error ? error : "");
+inline void pack(std::initializer_list<Tensors*> lists) {
+    for (Tensors* list : lists)
+        for (Tensor& t : *list) t = packed(t);
 }
 
-// A kernel must not be handed a tensor of another device.
-inline void check_device(const Tensor& like, const Tensor& t, const char* name) {
-    STD_TORCH_CHECK(t.is_cuda() && device_of(t) == device_of(like), "lipfuse: ", name,
-                    " must be on the device of the weight");
+inline void check(Error error, const char* name) {
+    STD_TORCH_CHECK(error == nullptr, "lipfuse: ", name, ": ", error ? error : "");
 }
 
 // Arguments of the kernels that begin with a power iteration, and the tensors they write.
@@ -106,14 +115,7 @@ struct PowerTensors {
           new_v(u),
           sigma(u),
           given_v(v_in.has_value()) {
-        check_same_dtype(weight, u, "u");
-        check_device(weight, u, "u");
-        check_numel(u, m.batch * m.rows, "u");
-        if (given_v) {
-            check_same_dtype(weight, v, "v");
-            check_device(weight, v, "v");
-            check_numel(v, m.batch * m.cols, "v");
-        }
+        check_vectors(weight, m, u, v_in);
         new_u = make(weight, batch_sizes(weight, {m.rows}));
         new_v = make(weight, batch_sizes(weight, {m.cols}));
         sigma = make(weight, batch_sizes(weight, values));
@@ -121,7 +123,7 @@ struct PowerTensors {
 
     // Without the normalisation's part.
     template <class T>
-    PowerArguments<T> arguments(const Matrices& m, int64_t n_iterations, double eps,
+    PowerArguments<T> arguments(const Matrices& m, int n_iterations, double eps,
                                 int sigma_step) const {
         PowerArguments<T> a{};
         a.weight = data<T>(weight);
@@ -132,7 +134,7 @@ struct PowerTensors {
         a.sigma = data<T>(sigma);
         a.rows = m.rows;
         a.cols = m.cols;
-        a.n_iterations = static_cast<int>(n_iterations);
+        a.n_iterations = n_iterations;
         a.eps = eps;
         a.sigma_step = sigma_step;
         return a;

@@ -1,8 +1,13 @@
 #include "operators.h"
-#include "weights.h"
 
 namespace lipfuse::cuda {
 namespace {
+
+int64_t total_of(const std::vector<Matrices>& matrices) {
+    int64_t total = 0;
+    for (const Matrices& m : matrices) total += m.batch;
+    return total;
+}
 
 // One weight's arguments; `from`: which of its matrices is the first, by its row in `info`.
 template <class T>
@@ -22,6 +27,7 @@ PolarArguments<T> forward_arguments(const Tensor& w, const Tensor& out, const Te
 std::tuple<Tensor, Tensor, Tensor> orthogonalize_op(const Tensor& weight, double tol, double scale,
                                                     bool save) {
     const Matrices m(weight);
+    check_tolerance(tol);
     const Scope scope(weight);
     const Tensor w = packed(weight);
     const bool keep_root = save && m.rows != m.cols;
@@ -44,12 +50,10 @@ Tensor orthogonalize_backward_op(const Tensor& grad, const Tensor& weight, const
     const Scope scope(grad);
     const Tensor g = packed(grad), w = packed(weight), q = packed(orthogonal),
                  root = packed(inverse_root), range = packed(info);
-    check_device(g, range, "info");
-    for (const Tensor* t : {&w, &q, &root}) {
-        check_device(g, *t, "every argument");
-        check_same_dtype(g, *t, "every argument");
-    }
     const Matrices m(g);
+    check_tolerance(tol);
+    check_info(g, range, m.batch * info_size);
+    check_polar(g, w, q, root, m);
     Tensor out = make(g, sizes_of(g));
     by_dtype(g, [&](auto zero) {
         using T = decltype(zero);
@@ -73,12 +77,11 @@ std::tuple<Tensors, Tensors, Tensor> foreach_orthogonalize_op(Tensors weights,
                                                               std::vector<int64_t> groups,
                                                               std::vector<double> scales,
                                                               double tol, bool save) {
-    check_weights(weights, groups, scales);
+    check_tolerance(tol);
+    const std::vector<Matrices> matrices = check_weights(weights, groups, scales);
     const Scope scope(weights[0]);
     Tensors out, roots;
-    int64_t total = 0;
-    for (int64_t g : groups) total += g;
-    Tensor info = make_double(weights[0], {total, info_size});
+    Tensor info = make_double(weights[0], {total_of(matrices), info_size});
     by_dtype(weights[0], [&](auto zero) {
         using T = decltype(zero);
         Jobs<PolarArguments<T>> jobs;
@@ -86,13 +89,13 @@ std::tuple<Tensors, Tensors, Tensor> foreach_orthogonalize_op(Tensors weights,
         for (size_t i = 0; i < weights.size(); ++i) {
             Tensor& w = weights[i];
             w = packed(w);
-            const Group g(w, groups[i]);
-            const bool keep = save && g.rows != g.cols;
+            const Matrices& m = matrices[i];
+            const bool keep = save && m.rows != m.cols;
             out.push_back(make(w, sizes_of(w)));
-            roots.push_back(make(w, keep ? Sizes{g.matrices, g.small(), g.small()} : Sizes{0}));
-            jobs.push_back({g.matrices, forward_arguments<T>(w, out[i], roots[i], info, from,
-                                                             g.rows, g.cols, tol, scales[i])});
-            from += g.matrices;
+            roots.push_back(make(w, keep ? Sizes{m.batch, m.small(), m.small()} : Sizes{0}));
+            jobs.push_back({m.batch, forward_arguments<T>(w, out[i], roots[i], info, from, m.rows,
+                                                          m.cols, tol, scales[i])});
+            from += m.batch;
         }
         check(orthogonalize<T>(scope.stream(), jobs), "foreach_orthogonalize");
     });
@@ -103,33 +106,29 @@ Tensors foreach_orthogonalize_backward_op(Tensors grads, Tensors weights, Tensor
                                           Tensors inverse_roots, const Tensor& info,
                                           std::vector<int64_t> groups, std::vector<double> scales,
                                           double tol, bool tangent) {
-    check_weights(weights, groups, scales);
+    check_lengths(weights, {&grads, &orthogonal, &inverse_roots});
+    check_tolerance(tol);
+    const std::vector<Matrices> matrices = check_weights(weights, groups, scales);
+    check_info(weights[0], info, total_of(matrices) * info_size);
+    for (size_t i = 0; i < weights.size(); ++i)
+        check_polar(weights[i], grads[i], orthogonal[i], inverse_roots[i], matrices[i]);
     const Scope scope(weights[0]);
-    for (Tensors* list : {&grads, &weights, &orthogonal, &inverse_roots}) {
-        STD_TORCH_CHECK(list->size() == weights.size(),
-                        "lipfuse: all lists must have the same length");
-        for (Tensor& t : *list) {
-            check_device(weights[0], t, "every argument");
-            check_same_dtype(weights[0], t, "every argument");
-            t = packed(t);
-        }
-    }
+    pack({&grads, &weights, &orthogonal, &inverse_roots});
     const Tensor range = packed(info);
-    check_device(weights[0], range, "info");
     Tensors out;
     by_dtype(weights[0], [&](auto zero) {
         using T = decltype(zero);
         Jobs<PolarBackwardArguments<T>> jobs;
         int64_t from = 0;
         for (size_t i = 0; i < weights.size(); ++i) {
-            const Group g(weights[i], groups[i]);
+            const Matrices& m = matrices[i];
             out.push_back(make(grads[i], sizes_of(grads[i])));
             jobs.push_back(
-                {g.matrices,
+                {m.batch,
                  {data<T>(grads[i]), data<T>(weights[i]), data<T>(orthogonal[i]),
                   data_or_null<T>(inverse_roots[i]), data<double>(range) + from * info_size,
-                  data<T>(out[i]), g.rows, g.cols, tol, scales[i], tangent}});
-            from += g.matrices;
+                  data<T>(out[i]), m.rows, m.cols, tol, scales[i], tangent}});
+            from += m.batch;
         }
         check(orthogonalize_backward<T>(scope.stream(), jobs), "foreach_orthogonalize_backward");
     });

@@ -1,5 +1,4 @@
 #include "operators.h"
-#include "weights.h"
 
 namespace lipfuse::cuda {
 namespace {
@@ -9,11 +8,11 @@ std::tuple<Tensor, Tensor, Tensor> power_iteration_op(const Tensor& weight, cons
                                                       int64_t n_iterations, double eps) {
     const Matrices m(weight);
     const Scope scope(weight);
+    const int times = check_count(n_iterations, "n_iterations");
     PowerTensors p(weight, u, v, m, {});
     by_dtype(p.weight, [&](auto zero) {
         using T = decltype(zero);
-        check(power_iteration<T>(scope.stream(),
-                                 {{m.batch, p.arguments<T>(m, n_iterations, eps, 1)}}),
+        check(power_iteration<T>(scope.stream(), {{m.batch, p.arguments<T>(m, times, eps, 1)}}),
               "power_iteration");
     });
     return {p.sigma, p.new_u, p.new_v};
@@ -26,11 +25,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> spectral_normalize_op(const Tensor& w
                                                                  double scale) {
     const Matrices m(weight);
     const Scope scope(weight);
+    const int times = check_count(n_iterations, "n_iterations");
     PowerTensors p(weight, u, v, m, {});
     Tensor out = make(p.weight, sizes_of(p.weight));
     by_dtype(p.weight, [&](auto zero) {
         using T = decltype(zero);
-        auto a = p.arguments<T>(m, n_iterations, eps, 1);
+        auto a = p.arguments<T>(m, times, eps, 1);
         a.out = data<T>(out);
         a.scale = scale;
         check(spectral_normalize<T>(scope.stream(), {{m.batch, a}}), "spectral_normalize");
@@ -41,13 +41,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> spectral_normalize_op(const Tensor& w
 Tensor power_iteration_backward_op(const Tensor& grad_sigma, const Tensor& u, const Tensor& v) {
     const Scope scope(u);
     const Tensor g = packed(grad_sigma), left = packed(u), right = packed(v);
-    for (const Tensor* t : {&g, &right}) {
-        check_device(left, *t, "every argument");
-        check_same_dtype(left, *t, "every argument");
-    }
     const int64_t rows = left.size(left.dim() - 1), cols = right.size(right.dim() - 1);
     Tensor out = make(left, batch_sizes(left, {rows, cols}, 1));
     const Matrices m(out);
+    check_like(left, g, m.batch, "grad_sigma");
+    check_like(left, right, m.batch * cols, "v");
     by_dtype(left, [&](auto zero) {
         using T = decltype(zero);
         OuterArguments<T> a{};
@@ -69,11 +67,10 @@ Tensor spectral_normalize_backward_op(const Tensor& grad, const std::optional<Te
     const Scope scope(grad);
     const Tensor g = packed(grad), w = packed(normalized), s = packed(sigma), left = packed(u),
                  right = packed(v), gs = grad_sigma ? packed(*grad_sigma) : s;
-    for (const Tensor* t : {&w, &s, &left, &right, &gs}) {
-        check_device(g, *t, "every argument");
-        check_same_dtype(g, *t, "every argument");
-    }
     const Matrices m(g);
+    check_like(g, w, m.numel(), "normalized");
+    check_sigma(g, s, gs, m.batch);
+    check_vectors(g, m, left, right);
     Tensor out = make(g, sizes_of(g));
     by_dtype(g, [&](auto zero) {
         using T = decltype(zero);
@@ -91,29 +88,26 @@ Tensor spectral_normalize_backward_op(const Tensor& grad, const std::optional<Te
 
 // ---- many weights in one launch ------------------------------------------------------------------
 
-void check_lists(const Tensors& weights, std::initializer_list<Tensors*> lists,
-                 const std::vector<double>& scales) {
-    check_weights(weights, std::vector<int64_t>(weights.size(), 1), scales);
-    for (Tensors* list : lists) {
-        STD_TORCH_CHECK(list->size() == weights.size(),
-                        "lipfuse: all lists must have the same length");
-        for (Tensor& t : *list) {
-            check_device(weights[0], t, "every argument");
-            check_same_dtype(weights[0], t, "every argument");
-            t = packed(t);
-        }
-    }
+// Each weight as one matrix, with its u and, unless there are none, v.
+std::vector<Matrices> check_whole(const Tensors& weights, const Tensors& us, const Tensors& vs,
+                                  const std::vector<double>& scales) {
+    const auto matrices = check_weights(weights, Sizes(weights.size(), 1), scales);
+    check_lengths(weights, {&us});
+    if (!vs.empty()) check_lengths(weights, {&vs});
+    for (size_t i = 0; i < weights.size(); ++i)
+        check_vectors(weights[i], matrices[i], us[i],
+                      vs.empty() ? std::nullopt : std::optional<Tensor>(vs[i]));
+    return matrices;
 }
 
 std::tuple<Tensors, Tensor, Tensors, Tensors> foreach_spectral_normalize_op(
     Tensors weights, Tensors us, Tensors vs, int64_t n_iterations, double eps,
     std::vector<double> scales) {
     const bool given_v = !vs.empty();
-    if (given_v)
-        check_lists(weights, {&weights, &us, &vs}, scales);
-    else
-        check_lists(weights, {&weights, &us}, scales);
+    const int times = check_count(n_iterations, "n_iterations");
+    const std::vector<Matrices> matrices = check_whole(weights, us, vs, scales);
     const Scope scope(weights[0]);
+    pack({&weights, &us, &vs});
     Tensors out, new_us, new_vs;
     Tensor sigmas = make(weights[0], {static_cast<int64_t>(weights.size())});
     by_dtype(weights[0], [&](auto zero) {
@@ -121,12 +115,10 @@ std::tuple<Tensors, Tensor, Tensors, Tensors> foreach_spectral_normalize_op(
         Jobs<PowerArguments<T>> jobs;
         for (size_t i = 0; i < weights.size(); ++i) {
             const Tensor& w = weights[i];
-            const Group g(w, 1);
-            check_numel(us[i], g.rows, "u");
-            if (given_v) check_numel(vs[i], g.cols, "v");
+            const Matrices& m = matrices[i];
             out.push_back(make(w, sizes_of(w)));
-            new_us.push_back(make(w, {g.rows}));
-            new_vs.push_back(make(w, {g.cols}));
+            new_us.push_back(make(w, {m.rows}));
+            new_vs.push_back(make(w, {m.cols}));
             PowerArguments<T> a{};
             a.weight = data<T>(w);
             a.u = data<T>(us[i]);
@@ -134,9 +126,9 @@ std::tuple<Tensors, Tensor, Tensors, Tensors> foreach_spectral_normalize_op(
             a.new_u = data<T>(new_us[i]);
             a.new_v = data<T>(new_vs[i]);
             a.sigma = data<T>(sigmas) + i;
-            a.rows = g.rows;
-            a.cols = g.cols;
-            a.n_iterations = static_cast<int>(n_iterations);
+            a.rows = m.rows;
+            a.cols = m.cols;
+            a.n_iterations = times;
             a.eps = eps;
             a.sigma_step = 1;
             a.out = data<T>(out[i]);
@@ -152,27 +144,25 @@ Tensors foreach_spectral_normalize_backward_op(Tensors grads,
                                                const std::optional<Tensor>& grad_sigmas,
                                                Tensors normalized, const Tensor& sigmas, Tensors us,
                                                Tensors vs, double eps, std::vector<double> scales) {
-    check_lists(grads, {&grads, &normalized, &us, &vs}, scales);
+    const std::vector<Matrices> matrices = check_whole(grads, us, vs, scales);
+    check_lengths(grads, {&normalized, &vs});
+    for (size_t i = 0; i < grads.size(); ++i)
+        check_like(grads[i], normalized[i], grads[i].numel(), "normalized");
+    check_sigma(grads[0], sigmas, grad_sigmas, static_cast<int64_t>(grads.size()));
     const Scope scope(grads[0]);
+    pack({&grads, &normalized, &us, &vs});
     const Tensor s = packed(sigmas), gs = grad_sigmas ? packed(*grad_sigmas) : s;
-    for (const Tensor* t : {&s, &gs}) {
-        check_device(grads[0], *t, "every argument");
-        check_same_dtype(grads[0], *t, "every argument");
-        check_numel(*t, static_cast<int64_t>(grads.size()), "sigmas");
-    }
     Tensors out;
     by_dtype(grads[0], [&](auto zero) {
         using T = decltype(zero);
         Jobs<OuterArguments<T>> jobs;
         for (size_t i = 0; i < grads.size(); ++i) {
-            const Group g(grads[i], 1);
-            check_numel(us[i], g.rows, "u");
-            check_numel(vs[i], g.cols, "v");
+            const Matrices& m = matrices[i];
             out.push_back(make(grads[i], sizes_of(grads[i])));
             jobs.push_back({1,
                             {data<T>(grads[i]), grad_sigmas ? data<T>(gs) + i : nullptr,
                              data<T>(normalized[i]), data<T>(s) + i, data<T>(us[i]), data<T>(vs[i]),
-                             data<T>(out[i]), g.rows, g.cols, eps, scales[i]}});
+                             data<T>(out[i]), m.rows, m.cols, eps, scales[i]}});
         }
         check(spectral_normalize_backward<T>(scope.stream(), jobs),
               "foreach_spectral_normalize_backward");

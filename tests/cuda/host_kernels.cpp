@@ -263,7 +263,7 @@ void bjorck_gradient(const Case& c, bool chain) {
     Launch<BjorckBackwardArguments<T>> l;
     for (const Shape& s : c.shapes) {
         BjorckBackwardArguments<T> a{};
-        a.most_steps = int64_t(c.p(1));
+        a.most_steps = static_cast<int>(c.p(1));
         a.grad = l.arrays.template read<T>(s.batch * s.area());
         a.history = l.arrays.template read<T>(s.batch * a.most_steps * s.area());
         a.steps = l.arrays.template read<int64_t>(s.batch);
@@ -558,8 +558,8 @@ int main(int argc, char** argv) {
               : order == "shuffled" ? host::Order::shuffled
                                     : host::Order::forward;
     for (int i = 8; i < argc; ++i) c.parameters.push_back(std::atof(argv[i]));
-    if (dtype == "bfloat16") return dispatch_layer<Bf16>(c) ? 0 : 2;
-    if (dtype == "float16") return dispatch_layer<Fp16>(c) ? 0 : 2;
+    if (dtype == "bfloat16") return dispatch_layer<lipfuse::Bf16>(c) ? 0 : 2;
+    if (dtype == "float16") return dispatch_layer<lipfuse::Fp16>(c) ? 0 : 2;
     if (dtype == "float32")
         dispatch_layer<float>(c) || (dispatch<float>(c), true);
     else

@@ -189,6 +189,58 @@ def test_hostile_weights():
     assert bool(((bound >= exact) & (bound < 1.002 * exact)).all())
 
 
+WEIGHT, LEFT, RIGHT = torch.ones(6, 4), torch.ones(6), torch.ones(4)
+HISTORY, ROOT, INFO = torch.ones(3, 6, 4), torch.eye(4), torch.ones(5, dtype=torch.float64)
+# More of them, for the processor: tests/ops/test_arguments.py
+REFUSED = [
+    ("power_iteration", (WEIGHT, LEFT, RIGHT[:3], 1, 1e-12), "v must have 4"),
+    ("power_iteration", (WEIGHT, LEFT, RIGHT, 2**32 + 1, 1e-12), "n_iterations must be in"),
+    ("power_iteration_backward", (RIGHT[:0], LEFT, RIGHT), "grad_sigma must have 1"),
+    (
+        "spectral_normalize_backward",
+        (WEIGHT, None, WEIGHT, LEFT[:1], RIGHT, RIGHT, 1e-12, 1.0),
+        "u must have 6",
+    ),
+    ("bjorck", (WEIGHT, 0.5, -1, 1e-3, True), "max_iterations must be in"),
+    ("bjorck_backward", (WEIGHT, HISTORY, torch.tensor(3).int(), 0.5), "steps must be int64"),
+    (
+        "spectral_bjorck_backward",
+        (WEIGHT, LEFT[:2], LEFT, RIGHT, HISTORY[:0], torch.tensor(0), 1e-12, 0.5, 1.0),
+        "first iterate",
+    ),
+    ("orthogonalize", (WEIGHT, -1.0, 1.0, False), "tol must not be negative"),
+    (
+        "orthogonalize_backward",
+        (WEIGHT, WEIGHT, WEIGHT, ROOT, INFO[:4], 1e-4, 1.0, False),
+        "info must have 5",
+    ),
+    ("foreach_orthogonalize", ([WEIGHT], [4], [1.0], 1e-4, False), "groups divide"),
+    (
+        "foreach_orthogonalize_backward",
+        ([WEIGHT[:2]], [WEIGHT], [WEIGHT], [ROOT], INFO[None], [1], [1.0], 1e-4, False),
+        "must have 24",
+    ),
+    ("frobenius_normalize_backward", (WEIGHT, WEIGHT, LEFT[:2], 1e-12, 1.0), "norm must have 6"),
+    ("spectral_bound", (WEIGHT, -1), "squarings must be in"),
+]
+
+
+@pytest.mark.parametrize(
+    "name, arguments, message", REFUSED, ids=[f"{n}: {m}" for n, _, m in REFUSED]
+)
+def test_what_a_kernel_would_read_beyond_its_end_is_refused(name, arguments, message):
+    with pytest.raises((RuntimeError, ValueError), match=message):
+        getattr(ops, name)(*to_device(arguments))
+
+
+@needs_cuda
+def test_arguments_of_another_device_are_refused():
+    w, u = to_device((WEIGHT, LEFT))
+    for weight, left in ((w, u.cpu()), (w.cpu(), u)):
+        with pytest.raises(RuntimeError, match="device"):
+            ops.power_iteration(weight, left, None, 1, 1e-12)
+
+
 # ---- many weights --------------------------------------------------------------------------------
 
 NETWORK = [

@@ -114,3 +114,16 @@ def test_spectral_bjorck(programs, dtype, products, shape):
         direct = sigma[i, 1] / s * back
         back = direct - (back * first).sum() / s * np.outer(new_u[i], new_v[i])
         close(grad[i], back, tolerance(dtype) * 100, direct)
+
+
+def test_no_more_steps_than_were_kept(programs):
+    """Whatever `steps` says, which only the device knows."""
+    shape = (3, 6, 5)
+    g, history = random(0, *shape), random(1, 3, 4, 6, 5)
+
+    def gradient(*steps):
+        given = [g, history, np.array(steps)]
+        outputs = [(shape, g.dtype)]
+        return run(programs, "bjorck_backward", g.dtype, shape, given, [0.5, 4, 1.0], outputs)[0]
+
+    assert np.array_equal(gradient(-7, 2**32 + 1, 5), gradient(0, 4, 4))
