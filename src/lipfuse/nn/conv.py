@@ -151,7 +151,8 @@ class PadConv1d(_PadConv, nn.Conv1d):
     """``torch.nn.Conv1d`` that also knows ``padding_mode="symmetric"``. Not constrained.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation: as of :class:`PadConv2d`, for one axis.
+        in_channels, out_channels, kernel_size, stride, padding, dilation: as of :class:`PadConv2d`,
+            for one axis.
         groups, bias, padding_mode, device, dtype: as of :class:`PadConv2d`.
 
     Shape:
@@ -190,7 +191,8 @@ class PadConv3d(_PadConv, nn.Conv3d):
     """``torch.nn.Conv3d`` that also knows ``padding_mode="symmetric"``. Not constrained.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation: as of :class:`PadConv2d`, for three axes.
+        in_channels, out_channels, kernel_size, stride, padding, dilation: as of :class:`PadConv2d`,
+            for three axes.
         groups, bias, padding_mode, device, dtype: as of :class:`PadConv2d`.
 
     Shape:
