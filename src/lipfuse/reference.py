@@ -99,6 +99,8 @@ def power_iteration(
 
     Products that vanish or are not finite leave u and v alone.
     """
+    if not 0 <= n_iterations < 2**31:  # as the kernels say it
+        raise ValueError(f"n_iterations must be in [0, 2^31), got {n_iterations}")
     weight, unit = _in_range(weight)
     u = u.clone(memory_format=torch.contiguous_format)
     if v is None:
