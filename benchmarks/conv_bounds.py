@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lipfuse
+from benchmarks.layers import layer_step
 from benchmarks.runner import Call, Contender, Session
 
 QUESTION = "bounds of a convolution's own norm: how tight, and the price of dividing by one"
@@ -118,15 +119,6 @@ def _weight_step(layer: Any, grad: Tensor) -> Call:
     return call
 
 
-def _layer_step(layer: nn.Module, x: Tensor, grad: Tensor) -> Call:
-    def call() -> None:
-        layer.zero_grad(set_to_none=True)
-        x.grad = None
-        layer(x).backward(grad)
-
-    return call
-
-
 def _cost(session: Session, channels: int, size: int, batch: int) -> None:
     name = f"{channels} channels, 3x3, {size}x{size}, batch {batch}"
     if not session.wants(name):
@@ -148,9 +140,9 @@ def _cost(session: Session, channels: int, size: int, batch: int) -> None:
         with torch.no_grad():  # where training has it: nearly orthonormal, as a matrix
             layer.parametrizations.weight.original.add_(drift)
         contenders.append(Contender(f"weight: {label}", _weight_step(layer, weight_g), ours=True))
-        contenders.append(Contender(f"layer: {label}", _layer_step(layer, x, g), ours=True))
+        contenders.append(Contender(f"layer: {label}", layer_step(layer, x, g), ours=True))
     plain = nn.Conv2d(channels, channels, 3, padding=1)
-    contenders.append(Contender("layer: torch.nn.Conv2d", _layer_step(plain, x, g)))
+    contenders.append(Contender("layer: torch.nn.Conv2d", layer_step(plain, x, g)))
     session.compare(name, contenders, ours="weight: factor", about={"channels": channels})
 
 

@@ -80,7 +80,9 @@ CASES = {
 }
 
 
-def _step(layer: nn.Module, x: Tensor, grad: Tensor) -> Call:
+def layer_step(layer: nn.Module, x: Tensor, grad: Tensor) -> Call:
+    """Forward and backward of a layer, with the gradient of its input."""
+
     def call() -> None:
         layer.zero_grad(set_to_none=True)
         x.grad = None
@@ -101,7 +103,7 @@ def _contender(library: str, about: Layer) -> Contender:
     with torch.no_grad():
         for _ in range(30):  # peers' power iterations settle
             y = layer(x)
-    return Contender(library, _step(layer, x, torch.randn_like(y)), ours=library == OURS)
+    return Contender(library, layer_step(layer, x, torch.randn_like(y)), ours=library == OURS)
 
 
 def run(session: Session) -> None:

@@ -32,4 +32,18 @@ void pool_tensors(const Scope& scope, const cpu::Pool& p, int64_t images, const 
     });
 }
 
+// The forward of both.
+template <Pooling kind>
+Tensor pooled(const Scope& scope, const Tensor& input, int64_t kernel_height, int64_t kernel_width,
+              bool ceil_mode, double scale, const char* name) {
+    const cpu::Images images(input);
+    const cpu::Pool p = cpu::pool_over(images, images.height, images.width, kernel_height,
+                                       kernel_width, ceil_mode, scale);
+    const Tensor x = cpu::with_strides(input, images.strides);
+    const Sizes sizes = cpu::pooled_sizes(images, p);
+    Tensor out = cpu::make_strided(x, sizes, images.strides_for(sizes), cpu::dtype_of(x));
+    if (out.numel() != 0) pool_tensors<kind>(scope, p, images.count, &x, nullptr, out, name);
+    return out;
+}
+
 }  // namespace lipfuse::cuda

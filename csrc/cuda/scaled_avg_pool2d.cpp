@@ -6,15 +6,8 @@ namespace {
 Tensor scaled_avg_pool2d_op(const Tensor& input, int64_t kernel_height, int64_t kernel_width,
                             bool ceil_mode, double scale) {
     const Scope scope(input);
-    const cpu::Images images(input);
-    const cpu::Pool p = cpu::pool_over(images, images.height, images.width, kernel_height,
-                                       kernel_width, ceil_mode, scale);
-    const Tensor x = cpu::with_strides(input, images.strides);
-    const Sizes sizes = cpu::pooled_sizes(images, p);
-    Tensor out = cpu::make_strided(x, sizes, images.strides_for(sizes), cpu::dtype_of(x));
-    if (out.numel() == 0) return out;
-    pool_tensors<Pooling::average>(scope, p, images.count, &x, nullptr, out, "scaled_avg_pool2d");
-    return out;
+    return pooled<Pooling::average>(scope, input, kernel_height, kernel_width, ceil_mode, scale,
+                                    "scaled_avg_pool2d");
 }
 
 // The adjoint of a linear map; the sizes are the input's.
