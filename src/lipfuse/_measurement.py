@@ -17,7 +17,9 @@ from .functional._conv_symbol import ConvOperator
 from .nn._orthogonal_kernel import OrthogonalKernel
 from .nn.module import LipschitzModule
 from .ops.orthogonalize import INFO
-from .parametrizations import FrobeniusNorm, LipschitzWeight, as_matrices, factor_of
+from .parametrizations import FrobeniusNorm, LipschitzWeight
+from .parametrizations.registrars import factor_of
+from .parametrizations.weight import as_matrices
 
 __all__ = ["measure"]
 

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from . import ops
 from .distributed import check_process_group, is_sharded, orthogonalize_shared
-from .parametrizations import HALF, TRAINING_TOL, ComputedWeight
+from .parametrizations.weight import HALF, TRAINING_TOL, ComputedWeight
 
 __all__ = ["fuse", "normalize_once", "polar_weights", "unfuse"]
 

@@ -17,7 +17,7 @@ from . import ops
 from ._checks import check_positive, check_tensor
 from .distributed import is_sharded, whole
 from .fusion import parameters_of, polar_weights
-from .parametrizations import HALF
+from .parametrizations.weight import HALF
 
 __all__ = ["clip_weights_", "retract_"]
 

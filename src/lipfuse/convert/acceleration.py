@@ -18,7 +18,8 @@ from torch.optim import Optimizer
 from .. import ops
 from .._checkpoint import WeightChain
 from .._checks import check_bool
-from ..parametrizations import FrobeniusNorm, LipschitzWeight, SpectralNorm, as_matrices
+from ..parametrizations import FrobeniusNorm, LipschitzWeight, SpectralNorm
+from ..parametrizations.weight import as_matrices
 from .chains import (
     Unknown,
     Weight,

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .. import ops
-from ..parametrizations import FrobeniusNorm, LipschitzWeight, Orthogonal, as_matrices
+from ..parametrizations import FrobeniusNorm, LipschitzWeight, Orthogonal
+from ..parametrizations.weight import as_matrices
 
 __all__ = [
     "Unknown",

@@ -12,7 +12,7 @@ from .. import ops
 from .._checks import check_positive
 from ..distributed import is_sharded, whole
 from ..functional.orthogonal_convolution import KernelPlan, compose_kernel
-from ..parametrizations import EVAL_TOL, HALF, TRAINING_TOL, ComputedWeight, headroom
+from ..parametrizations.weight import EVAL_TOL, HALF, TRAINING_TOL, ComputedWeight, headroom
 
 
 class OrthogonalKernel(ComputedWeight):

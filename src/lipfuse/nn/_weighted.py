@@ -12,13 +12,8 @@ from torch.nn.utils import parametrize
 from .._checkpoint import WeightChain
 from .._checks import check_choice, check_in_range, check_positive
 from ..functional._conv_symbol import ConvOperator
-from ..parametrizations import (
-    BjorckNorm,
-    FrobeniusNorm,
-    LConvNorm,
-    LipschitzWeight,
-    as_matrices,
-)
+from ..parametrizations import BjorckNorm, FrobeniusNorm, LConvNorm, LipschitzWeight
+from ..parametrizations.weight import as_matrices
 from ._computed import blank, class_for
 from .module import LipschitzModule
 

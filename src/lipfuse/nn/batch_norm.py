@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, fx, nn
 
 from .._checks import check_bool, check_positive, check_positive_int
-from ..parametrizations import recomputing
+from ..parametrizations.weight import recomputing
 from .centering import (
     along_channels,
     channel_bias,
