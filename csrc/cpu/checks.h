@@ -77,13 +77,13 @@ inline void check_info(const Tensor& like, const Tensor& info, int64_t expected)
     STD_TORCH_CHECK(info.scalar_type() == ScalarType::Double, "lipfuse: info must be float64");
     check_numel(info, expected, "info");
 }
-// The matrices m are those of the gradient.
+// The matrices m are those of the gradient, whose tangent needs no root.
 inline void check_polar(const Tensor& grad, const Tensor& weight, const Tensor& orthogonal,
-                        const Tensor& root, const Matrices& m) {
+                        const Tensor& root, const Matrices& m, bool tangent) {
     check_like(grad, weight, m.numel(), "weight");
     check_like(grad, orthogonal, m.numel(), "orthogonal");
     check_same_type(grad, root, "inverse_root");
-    if (root.numel() != 0 || m.rows != m.cols)
+    if (root.numel() != 0 || (m.rows != m.cols && !tangent))
         check_numel(root, m.batch * m.small() * m.small(), "inverse_root");
 }
 

@@ -130,7 +130,7 @@ Tensor orthogonalize_backward(const Tensor& grad, const Tensor& weight, const Te
     const Matrices m(g);
     check_tolerance(tol);
     check_info(g, found, m.batch * info_size);
-    check_polar(g, weight, orthogonal, inverse_root, m);
+    check_polar(g, weight, orthogonal, inverse_root, m, tangent);
     Tensor out = make(g, sizes_of(g));
     run_backward(jobs_of({m}, {scale}), {g}, {packed(weight)}, {packed(orthogonal)},
                  {packed(inverse_root)}, found, tol, tangent, {out});
@@ -168,7 +168,8 @@ Tensors foreach_orthogonalize_backward(Tensors grads, Tensors weights, Tensors o
     check_info(weights[0], info, static_cast<int64_t>(jobs.size()) * info_size);
     Tensors out;
     for (size_t i = 0; i < grads.size(); ++i) {
-        check_polar(weights[i], grads[i], orthogonal[i], inverse_roots[i], matrices[i]);
+        check_polar(weights[i], grads[i], orthogonal[i], inverse_roots[i], matrices[i],
+                    tangent);
         grads[i] = packed(grads[i]);
         weights[i] = packed(weights[i]);
         orthogonal[i] = packed(orthogonal[i]);

@@ -49,12 +49,16 @@ def _hand_out(chains: list[Any], process_group: Any) -> None:
         weight = parameters[0]
         alone = weight.dtype in HALF or any(map(is_sharded, parameters))
         if weight.numel() and not alone:
-            key = weight.dtype, weight.device, step.backward
+            # Ranks that share the work also average their gradients there.
+            resting = process_group is None and step.at_rest(*parameters)
+            key = weight.dtype, weight.device, step.backward, resting
             calls.setdefault(key, []).append((step, step.polar_factors(*parameters)))
-    for (_, _, backward), steps in calls.items():
+    for (_, _, backward, resting), steps in calls.items():
         weights, groups, scales = zip(*(factor for _, factors in steps for factor in factors))
         arguments = (weights, groups, scales, TRAINING_TOL, backward == "tangent")
-        if process_group is None:
+        if resting:
+            results = iter(ops.orthonormal_weights(weights, groups, scales))
+        elif process_group is None:
             results = iter(ops.foreach_orthogonalize(*arguments))
         else:
             results = iter(orthogonalize_shared(*arguments, process_group))

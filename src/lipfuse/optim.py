@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,12 @@ from . import ops
 from ._checks import check_positive, check_tensor
 from .distributed import is_sharded, whole
 from .fusion import parameters_of, polar_weights
-from .parametrizations.weight import HALF
+from .parametrizations.weight import HALF, TRAINING_TOL
 
 __all__ = ["clip_weights_", "retract_"]
+
+_AT_REST = 1e-5
+"""The largest tolerance whose results the layers use as they are: as accurate as their own."""
 
 
 @torch.no_grad()
@@ -29,10 +32,11 @@ def retract_(
     r"""Moves parameters back onto the orthonormal matrices, after an optimizer step.
 
     Every weight becomes its polar factor, the nearest matrix with orthonormal columns or rows, in
-    place, all in one native call (the projection of Parseval networks; Cisse et al., 2017). A layer
-    whose parameter is orthonormal already finds so by one Gram matrix, and its gradient is then the
-    tangent one: forward and backward cost about a quarter of what they cost for a parameter that
-    drifts freely.
+    place, all in one native call (the projection of Parseval networks; Cisse et al., 2017). On a
+    CPU, the layers of a model then use their parameters as they are: the forward computes nothing,
+    and the backward two products, the exact gradient where the parameter is orthonormal. Each layer
+    keeps a copy to compare with, so that a parameter that anything else has changed is normalised
+    as ever.
 
     ::
 
@@ -43,16 +47,21 @@ def retract_(
     Args:
         params_or_model: a model, whose polar-factor layers (:mod:`lipfuse.nn`) are retracted, or
             tensors ``(out, ...)``, each taken as one matrix of ``out`` rows.
-        tol: what :math:`\|I - Q^\top Q\|_F` may be, positive.
+        tol: what :math:`\|I - Q^\top Q\|_F` may be, positive. Above 1e-5 the layers normalise once
+            more.
 
     Raises:
         TypeError, ValueError: for arguments of the wrong kind or range; before anything changes.
     """
     check_positive("tol", tol)
+    steps: list[tuple[Any, int]] = []
     if isinstance(params_or_model, nn.Module):
-        chains = polar_weights(params_or_model)
-        factors = [f for c in chains for f in c[0].polar_factors(*parameters_of(c))]
-        weights, groups = [f[0] for f in factors], [f[1] for f in factors]
+        weights, groups = [], []
+        for chain in polar_weights(params_or_model):
+            factors = chain[0].polar_factors(*parameters_of(chain))
+            steps.append((chain[0], len(factors)))
+            weights += [f[0] for f in factors]
+            groups += [f[1] for f in factors]
         if not weights:
             raise ValueError(
                 "params_or_model must have at least one layer with a polar-factor weight, "
@@ -62,27 +71,44 @@ def retract_(
         given = [params_or_model] if isinstance(params_or_model, Tensor) else list(params_or_model)
         weights = [check_tensor("params_or_model", p, min_dim=2) for p in given]
         groups = [1] * len(weights)
-    alone = [(w, g) for w, g in zip(weights, groups) if not is_sharded(w)]
-    _retract_together_([w for w, _ in alone], [g for _, g in alone], tol)
+    alone = [i for i, w in enumerate(weights) if not is_sharded(w)]
+    found = _retract_together_([weights[i] for i in alone], [groups[i] for i in alone], tol)
     for w, g in zip(weights, groups):
         if is_sharded(w):
             w.copy_(whole(partial(_retracted, groups=g, tol=tol), w))
+    orthonormal = dict(zip(alone, found))
+    first = 0
+    for step, count in steps:
+        copies = [orthonormal.get(i) for i in range(first, first + count)]
+        if tol <= _AT_REST and all(c is not None for c in copies):
+            step.rest(copies)
+        first += count
 
 
-def _retract_together_(weights: Sequence[Tensor], groups: Sequence[int], tol: float) -> None:
+def _retract_together_(
+    weights: Sequence[Tensor], groups: Sequence[int], tol: float
+) -> list[Optional[Tensor]]:
+    """Returns copies of those that are orthonormal now, where layers profit from knowing it."""
     kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
     for i, w in enumerate(weights):
         if w.numel():
             kinds.setdefault((w.dtype, w.device), []).append(i)
-    for (dtype, _), indices in kinds.items():
-        chosen = [weights[i] for i in indices]
-        full = [w.float() for w in chosen] if dtype in HALF else [w.detach() for w in chosen]
+    copies: list[Optional[Tensor]] = [None] * len(weights)
+    for (dtype, device), indices in kinds.items():
+        chosen = [weights[i].detach() for i in indices]
+        full = [w.float() for w in chosen] if dtype in HALF else chosen
         some = [groups[i] for i in indices]
-        results = ops.foreach_orthogonalize(full, some, [1.0] * len(full), tol)
-        torch._foreach_copy_([w.detach() for w in chosen], results)
-        for w in chosen:
+        results, residuals = ops.retractions(full, some, tol)
+        torch._foreach_copy_(chosen, results)
+        for i in indices:
             # Autograd has to know that the parameter changed.
-            torch.autograd.graph.increment_version(w)
+            torch.autograd.graph.increment_version(weights[i])
+        if dtype in HALF or device.type != "cpu":
+            continue  # rounded, or where comparing would wait for the device
+        for i, q, left in zip(indices, results, residuals.split(some)):
+            if bool((left <= TRAINING_TOL).all()):
+                copies[i] = q
+    return copies
 
 
 def _retracted(weight: Tensor, groups: int, tol: float) -> Tensor:

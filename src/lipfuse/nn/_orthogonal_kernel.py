@@ -51,6 +51,8 @@ class OrthogonalKernel(ComputedWeight):
         parameters = (core,) if blocks is None else (core, blocks)
         if any(map(is_sharded, parameters)):
             return whole(self.forward, *parameters)
+        if self.at_rest(*parameters):
+            return self._resting(*parameters)
         if not self.training:
             return self._exactly(self.scale * headroom(core), *parameters).to(core.dtype)
         full = [p.float() if p.dtype in HALF else p for p in parameters]

@@ -18,6 +18,8 @@ from lipfuse.ops.orthogonalize import (
     foreach_orthogonalize,
     orthogonal_weight,
     orthogonalize,
+    orthonormal_weights,
+    retractions,
 )
 from lipfuse.ops.power_iteration import power_iteration, spectral_normalize, spectral_weight
 from lipfuse.ops.spectral_bound import spectral_bound
@@ -35,7 +37,9 @@ __all__ = [
     "name_for",
     "orthogonal_weight",
     "orthogonalize",
+    "orthonormal_weights",
     "power_iteration",
+    "retractions",
     "spectral_bjorck",
     "spectral_bound",
     "spectral_normalize",

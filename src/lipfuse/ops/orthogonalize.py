@@ -189,6 +189,14 @@ def gradients(
     return out
 
 
+def retractions(
+    weights: Sequence[Tensor], groups: Sequence[int], tol: float
+) -> tuple[list[Tensor], Tensor]:
+    """The polar factors, and ``‖I - QᵀQ‖_F`` of every matrix; outside of autograd."""
+    out, (info, *_) = normalise(weights, groups, [1.0] * len(weights), tol, False)
+    return out, info[:, INFO.index("residual")]
+
+
 class _Foreach(torch.autograd.Function):
     """All weights in one node: its backward runs once, when all their gradients are there."""
 
@@ -231,3 +239,33 @@ def foreach_orthogonalize(
         return list(_Foreach.apply(list(groups), list(scales), tol, tangent, *weights))
     out: list[Tensor] = _foreach(list(weights), list(groups), list(scales), tol, False)[0]
     return out
+
+
+class _Orthonormal(torch.autograd.Function):
+    """Matrices that are their own polar factors: there the exact gradient is the tangent one."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, groups: list[int], scales: list[float], *weights: Tensor
+    ) -> tuple[Tensor, ...]:
+        # Detached, they share a version: an optimizer's step before the backward is an error.
+        out = tuple(w.detach() if s == 1 else w * s for w, s in zip(weights, scales))
+        ctx.save_for_backward(*weights, *out)
+        ctx.groups, ctx.scales = groups, scales
+        ctx.set_materialize_grads(False)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Optional[Tensor]) -> Any:
+        saved = ctx.saved_tensors
+        none = saved[0].new_empty(0)
+        info = torch.ones(sum(ctx.groups), len(INFO), dtype=torch.float64, device=none.device)
+        tensors = (info, *saved, *[none] * len(grads))
+        return None, None, *gradients(grads, tensors, ctx.groups, ctx.scales, 1.0, True)
+
+
+def orthonormal_weights(
+    weights: Sequence[Tensor], groups: Sequence[int], scales: Sequence[float]
+) -> list[Tensor]:
+    """``scales[i] * Q`` for weights that are orthonormal: computes nothing, copies nothing."""
+    return list(_Orthonormal.apply(list(groups), list(scales), *weights))

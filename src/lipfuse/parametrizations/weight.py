@@ -61,6 +61,14 @@ def can_look_at(weight: Tensor) -> bool:
     )
 
 
+def _identical(kept: Tensor, parameter: Tensor) -> bool:
+    return (
+        type(parameter) in ops.ORDINARY
+        and (parameter.dtype, parameter.device) == (kept.dtype, kept.device)
+        and torch.equal(kept, parameter)
+    )
+
+
 def recomputing() -> bool:
     """Whether a backward is running: activation checkpointing then calls the forward again."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
@@ -79,6 +87,8 @@ class ComputedWeight(nn.Module):
     given: Optional[dict[int, Tensor]] = None
     # The same, of the last forward inside torch.utils.checkpoint, which asks for it once more.
     _given_again: Optional[Tensor] = None
+    # Copies of the parameters as lipfuse.optim.retract_ left them, if it left them orthonormal.
+    _rest: Optional[tuple[Tensor, ...]] = None
     # What was computed last outside training, with copies of all it was computed from.
     _kept: Optional[tuple[tuple[Tensor, ...], float, Tensor]] = None
 
@@ -98,6 +108,26 @@ class ComputedWeight(nn.Module):
     def assemble(self, factors: list[Tensor]) -> Tensor:
         """The weight from its polar factors, as :meth:`polar_factors` lists them."""
         raise NotImplementedError
+
+    def rest(self, parameters: Sequence[Tensor]) -> None:
+        """The parameters are orthonormal while they equal these, which nobody else may change."""
+        self._rest = tuple(parameters)
+
+    def at_rest(self, *parameters: Tensor) -> bool:
+        """Whether the parameters are their own polar factors, and all of this is training."""
+        if torch.compiler.is_compiling() or self._rest is None or not self.training:
+            return False
+        if not can_look_at(parameters[0]):
+            return False
+        # Compared, since no version counter tells of an edit through ``.data``.
+        if all(map(_identical, self._rest, parameters)):
+            return True
+        self._rest = None
+        return False
+
+    def _resting(self, *parameters: Tensor) -> Tensor:
+        weights, groups, scales = zip(*self.polar_factors(*parameters))
+        return self.assemble(ops.orthonormal_weights(weights, groups, scales))
 
     def hand_out(self, weight: Tensor) -> None:
         """Takes what :func:`lipfuse.fuse` computed, for the forward that this thread begins."""
@@ -160,7 +190,7 @@ class ComputedWeight(nn.Module):
         return self._to_full_accuracy(scale, *(w.double() for w in parameters))
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "_kept": None, "_given_again": None}
+        state = {**self.__dict__, "_kept": None, "_given_again": None, "_rest": None}
         state.pop("given", None)
         return state
 
@@ -237,6 +267,8 @@ class LipschitzWeight(ComputedWeight):
 
     def assemble(self, factors: list[Tensor]) -> Tensor:
         (weight,) = factors
+        if self.operator is None:
+            return weight
         finished = self._finish(as_matrices(weight, self.groups), self.scale * headroom(weight))
         return finished.reshape(weight.shape)
 
@@ -245,6 +277,8 @@ class LipschitzWeight(ComputedWeight):
             handed_out = self._handed_out()
             if handed_out is not None:
                 return handed_out
+        if self.at_rest(weight):
+            return self._resting(weight)
         if (
             self.training
             and type(weight) is nn.Parameter
@@ -330,7 +364,7 @@ class LipschitzWeight(ComputedWeight):
         if self._u is None:
             self._u, self._v = _singular_vectors(weight, self.groups)
         self.method = "spectral"
-        self._kept = None
+        self._kept = self._rest = None
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Any weight may be assigned; what is used is its normalisation."""
