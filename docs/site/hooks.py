@@ -41,7 +41,7 @@ def _mathml(display: str) -> Any:
 _TYPE_VARIABLE = re.compile(r"\b_M\b")  # "the type of the module given"
 # What a reader must not see: markup that nobody translated.
 _ROLE = r":(?:func|class|math|mod|meth|data):"
-_LEFT = re.compile(rf"arithmatex|{_ROLE}|\.\. math::|``|\$\\|\\[a-z]{{3,}}")
+_LEFT = re.compile(rf"arithmatex|{_ROLE}|\.\. math::|``|\$\\|\$<math|\\[a-z]{{3,}}")
 _CODE = re.compile(r"<pre.*?</pre>|<annotation.*?</annotation>", re.S)
 
 
