@@ -241,12 +241,9 @@ def test_singular_values_by_fourier_are_those_of_the_map() -> None:
 
 def test_smoke(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "deep" / "record.json"
-    threads = torch.get_num_threads()
     arguments = ["weights", "--quick", "--case", "32x32", "--threads", "1", "--budget", "0.05"]
-    try:
+    with tools.threads(1):
         assert command_line.main([*arguments, "--json", str(path)]) == 0
-    finally:
-        torch.set_num_threads(threads)
     printed = capsys.readouterr().out
     assert "32x32" in printed
     assert "torch.mm" in printed

@@ -469,7 +469,8 @@ def test_coordinates_that_change() -> None:
     parameter = model[0].parametrizations.weight.original  # type: ignore[union-attr]
     twin, unaware = copy.deepcopy(model), copy.deepcopy(model)
     report = lipfuse.accelerate(model, optimizer=[optimizer])
-    assert "set to the matrix itself" in report.rows[0].note
+    note = report.rows[0].note
+    assert "remembered of it was dropped" in note and "pass the optimizer" not in note
     now = model[0].parametrizations.weight.original  # type: ignore[union-attr]
     assert now is parameter and now.grad is None
     assert torch.allclose(now, weight, atol=1e-6)
@@ -477,7 +478,8 @@ def test_coordinates_that_change() -> None:
     model(torch.randn(8, 4)).square().sum().backward()
     optimizer.step()
     assert optimizer.state[now]["step"] == 1
-    lipfuse.accelerate(unaware)
+    other = torch.optim.SGD(unaware[1].parameters(), lr=0.1)  # does not have it
+    assert "pass the optimizer" in lipfuse.accelerate(unaware, optimizer=other).rows[0].note
     x = torch.randn(3, 4)
     assert torch.allclose(unaware(x), twin(x), atol=1e-5)
     # With other uses, it cannot be set.
@@ -746,6 +748,8 @@ def test_arguments() -> None:
         lipfuse.accelerate(nn.Linear(2, 2), strict=1)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"optimizer must be a torch.optim.Optimizer .* got str"):
         lipfuse.accelerate(nn.Linear(2, 2), optimizer=["adam"])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match=r"optimizer must be a torch.optim.Optimizer .* got int"):
+        lipfuse.accelerate(nn.Linear(2, 2), optimizer=0)  # type: ignore[arg-type]
     wrapper = type("DistributedDataParallel", (nn.Sequential,), {})
     with pytest.raises(ValueError, match="before it is wrapped, got a DistributedDataParallel"):
         lipfuse.accelerate(nn.Sequential(wrapper(torchlip.SpectralLinear(2, 2))))

@@ -42,6 +42,16 @@ def test_links_lead_somewhere(name: str) -> None:
         assert (page.parent / target).exists(), target
 
 
+# Where there is a folder before it; patterns are fine.
+FILE = re.compile(r"`((?:src|csrc|tests|benchmarks|docs|examples|packaging)/[\w./*-]+)`")
+
+
+@pytest.mark.parametrize("page", EVERYWHERE, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_files_that_are_named_exist(page: Path) -> None:
+    for name in FILE.findall(re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)):
+        assert any(ROOT.glob(name.rstrip("/"))), name
+
+
 # ---- commands ------------------------------------------------------------------------------------
 
 

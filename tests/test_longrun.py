@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tools
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -20,11 +21,8 @@ from benchmarks import longrun  # noqa: E402
 
 
 def test_a_short_run(capsys: pytest.CaptureFixture[str]) -> None:
-    threads = torch.get_num_threads()
-    try:
+    with tools.threads(1):
         assert longrun.main(["--steps", "300", "--every", "30", "--lr", "1"]) == 0
-    finally:
-        torch.set_num_threads(threads)
     printed = capsys.readouterr().out
     assert "300 steps" in printed and "layers above their constant: 0" in printed
     assert all(name in printed for name in longrun.LAYERS)

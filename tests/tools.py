@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -255,6 +255,23 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+Refusal = tuple[Callable[[], Any], type[Exception], list[str]]
+"""A call, the error that it raises, and what stands in the message."""
+
+
+def refusals(cases: Sequence[Refusal]) -> Callable[..., None]:
+    """The test that arguments are refused in words: ``test_... = tools.refusals(CASES)``."""
+
+    @pytest.mark.parametrize(("call", "error", "fragments"), cases)
+    def test(call: Callable[[], Any], error: type[Exception], fragments: list[str]) -> None:
+        with pytest.raises(error) as caught:
+            call()
+        missing = [fragment for fragment in fragments if fragment not in str(caught.value)]
+        assert not missing, f"{missing} not in: {caught.value}"
+
+    return test
 
 
 def example(name: str) -> Any:

@@ -4,14 +4,35 @@ from __future__ import annotations
 
 import re
 import textwrap
+from pathlib import Path
 from typing import Any
 
 from griffe import Extension, Object
 
 _ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc):`~?([^`]+)`")
+_API = Path(__file__).parents[1] / "api"
 _FORMULA = re.compile(r":math:`([^`]+)`")
 _DISPLAY = re.compile(r"^( *)\.\. math::(.*)\n((?:\1 +\S.*\n|\s*\n)*)", re.M)
 _LITERAL = re.compile(r"^( *)(.*)::\n\n((?:\1 +.*\n|\s*\n)+)", re.M)
+
+
+def _documented() -> dict[str, list[str]]:
+    """The names on the API's pages, each with the full ones that end in it."""
+    found: dict[str, list[str]] = {}
+    for page in sorted(_API.glob("*.md")):
+        for path in re.findall(r"^::: (\S+)$", page.read_text(), re.M):
+            found.setdefault(path.rpartition(".")[2], []).append(path)
+    return found
+
+
+_NAMES = _documented()
+
+
+def _link(match: re.Match[str]) -> str:
+    """The name in code, linked to where it is described if there is one such place."""
+    name = match[1]
+    paths = [p for p in _NAMES.get(name.rpartition(".")[2], []) if f".{p}".endswith(f".{name}")]
+    return f"[`{name}`][{paths[0]}]" if len(paths) == 1 else f"`{name}`"
 
 
 def _display(match: re.Match[str]) -> str:
@@ -33,7 +54,7 @@ def to_markdown(text: str) -> str:
     text = _LITERAL.sub(_literal, text)
     text = re.sub(r"(?<!`)``([^`]+)``(?!`)", r"`\1`", text)
     text = _FORMULA.sub(lambda m: "$" + " ".join(m[1].split()) + "$", text)
-    return _ROLE.sub(lambda m: f"`{m[1]}`", text)
+    return _ROLE.sub(_link, text)
 
 
 class Docstrings(Extension):

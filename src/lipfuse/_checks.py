@@ -23,6 +23,7 @@ import torch
 __all__ = [
     "check_bool",
     "check_choice",
+    "check_device",
     "check_dim",
     "check_finite",
     "check_in_range",
@@ -207,6 +208,28 @@ def check_choice(name: str, value: _T, choices: Iterable[_T]) -> _T:
         listed = ", ".join(repr(choice) for choice in allowed)
         raise ValueError(f"{name} must be one of {listed}, got {_shown(value)}")
     return value
+
+
+def check_device(name: str, value: object) -> torch.device | None:
+    """Return ``value`` as a device, or ``None``, which stands for the default one.
+
+    Args:
+        name: the argument's name, for the message.
+        value: what the caller was given.
+
+    Raises:
+        TypeError: if it is not a device, a string, an integer or ``None``.
+        ValueError: if torch knows no such device.
+    """
+    if value is None or isinstance(value, torch.device):
+        return value
+    allowed = f"{name} must be a torch.device, its name, its index or None, got {_shown(value)}"
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise TypeError(allowed)
+    try:
+        return torch.device(value)
+    except RuntimeError as error:
+        raise ValueError(f"{allowed}: {error}") from None
 
 
 def check_tensor(

@@ -15,6 +15,14 @@ def outputs(dtype, b, m, n):
     return [((b,), dtype), ((b, m), dtype), ((b, n), dtype)]
 
 
+def iterated(programs, w, u, v, steps, **settings):
+    """sigma, u and v; without v they start from u."""
+    given = [w, u] if v is None else [w, u, v]
+    dtype, numbers = w.dtype.type, [steps, 1e-12, int(v is not None)]
+    results = outputs(dtype, *w.shape)
+    return run(programs, "power_iteration", dtype, w.shape, given, numbers, results, **settings)
+
+
 def compared(found, w, u, v, steps, accuracy):
     for i in range(len(w)):
         expected = power_reference(w[i], u[i], v[i], steps, 1e-12)
@@ -28,15 +36,7 @@ def compared(found, w, u, v, steps, accuracy):
 def test_power_iteration(programs, dtype, shape):
     w, (u, v) = random(0, *shape).astype(dtype), vectors(dtype, *shape)
     for steps in (0, 3) if shape[2] < 1000 else (2,):
-        found = run(
-            programs,
-            "power_iteration",
-            dtype,
-            shape,
-            [w, u, v],
-            [steps, 1e-12, 1],
-            outputs(dtype, *shape),
-        )
+        found = iterated(programs, w, u, v, steps)
         compared(found, w, u, v, steps, tolerance(dtype) * 10)
 
 
@@ -44,15 +44,7 @@ def test_power_iteration(programs, dtype, shape):
 def test_teams_of_blocks_share_rows(programs, dtype):
     shape = (1, 150, 400)
     w, (u, v) = random(0, *shape).astype(dtype), vectors(dtype, *shape)
-    found = run(
-        programs,
-        "power_iteration",
-        dtype,
-        shape,
-        [w, u, v],
-        [2, 1e-12, 1],
-        outputs(dtype, *shape),
-    )
+    found = iterated(programs, w, u, v, 2)
     compared(found, w, u, v, 2, tolerance(dtype) * 10)
 
 
@@ -64,16 +56,7 @@ def test_power_iteration_leaves_vectors_alone(programs, dtype, resident):
     w[0] = 0
     w[1, 3, 4] = np.nan
     w[2] *= 1e25 if dtype is np.float32 else 1e200  # squares leave the range
-    sigma, new_u, new_v = run(
-        programs,
-        "power_iteration",
-        dtype,
-        shape,
-        [w, u, v],
-        [2, 1e-12, 1],
-        outputs(dtype, *shape),
-        resident=resident,
-    )
+    sigma, new_u, new_v = iterated(programs, w, u, v, 2, resident=resident)
     assert sigma[0] == 0 and np.isnan(sigma[1])
     assert (new_u[:2] == u[:2]).all() and (new_v[:2] == v[:2]).all()
     unit = float(np.abs(w[2]).max())
@@ -85,15 +68,7 @@ def test_power_iteration_leaves_vectors_alone(programs, dtype, resident):
 @pytest.mark.parametrize("shape", [(2, 9, 14), (1, 150, 130)], ids=str)
 def test_power_iteration_starts_from_u_alone(programs, dtype, shape):
     w, (u, _) = random(0, *shape).astype(dtype), vectors(dtype, *shape)
-    found = run(
-        programs,
-        "power_iteration",
-        dtype,
-        shape,
-        [w, u],
-        [1, 1e-12, 0],
-        outputs(dtype, *shape),
-    )
+    found = iterated(programs, w, u, None, 1)
     v = np.einsum("bmn,bm->bn", w.astype(float), u.astype(float))
     v /= np.linalg.norm(v, axis=1, keepdims=True)
     compared(found, w, u, v, 1, tolerance(dtype) * 10)

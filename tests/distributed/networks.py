@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -11,6 +13,7 @@ from every_layer import METHODS
 from torch import Tensor, nn
 
 import lipfuse.nn as lnn
+from lipfuse import distributed
 
 BATCH = 8
 
@@ -31,6 +34,14 @@ def network(method: str = "polar", seed: int = 0) -> Any:
             lnn.SpectralLinear(8, 8, **settings),
             lnn.FrobeniusLinear(8, 3, disjoint_neurons=False),
         )
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[Callable[[], int]]:
+    """Gives how many matrices this rank has normalised so far."""
+    real = distributed.normalise
+    with mock.patch.object(distributed, "normalise", wraps=real) as normalise:
+        yield lambda: sum(len(call.args[0]) for call in normalise.call_args_list)
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:

@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import tools
 import torch
-from networks import assert_same_state, batch, mesh_of, train, values, whole
+from networks import assert_same_state, batch, counted, mesh_of, train, values, whole
 from pool import Pool
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import lipfuse
 import lipfuse.nn as lnn
-from lipfuse import distributed
 
 
 def network() -> Any:
@@ -57,23 +56,12 @@ def trained_alone() -> tuple[dict[str, Tensor], float]:
 def shared(group: Any) -> tuple[int, dict[str, Tensor], float]:
     """How many matrices this rank normalised in a forward; the state after training."""
     model = network()
-    counted = 0
-    normalise = distributed.normalise
-
-    def count(weights: Any, *arguments: Any) -> Any:
-        nonlocal counted
-        counted += len(weights)
-        return normalise(weights, *arguments)
-
-    distributed.normalise = count
-    try:
-        lipfuse.fuse(model, process_group=group)
-        with torch.no_grad():
-            model(batch(0)[0])
-    finally:
-        distributed.normalise = normalise
+    lipfuse.fuse(model, process_group=group)
+    with counted() as matrices, torch.no_grad():
+        model(batch(0)[0])
+        once = matrices()
     train(model, DistributedDataParallel(model, process_group=group), group=group)
-    return counted, values(model), norm_of(model)
+    return once, values(model), norm_of(model)
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -82,8 +70,8 @@ def test_work_shared_by_ranks(pool: Pool, count: int) -> None:
     results = pool.run(count, shared)
     expected, norm = trained_alone()
     factors = [name for name in expected if "original" in name]
-    assert sum(counted for counted, _, _ in results) == len(factors) == 5
-    assert all(counted >= 1 for counted, _, _ in results)
+    assert sum(once for once, _, _ in results) == len(factors) == 5
+    assert all(once >= 1 for once, _, _ in results)
     for _, state, found in results:
         assert_same_state(state, results[0][1])
         assert found == pytest.approx(norm, abs=1e-4) and found <= 1 + 1e-5

@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from networks import assert_same_state, batch, network, part, train, values
+from networks import assert_same_state, batch, counted, network, part, train, values
 from pool import Pool
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import lipfuse
 import lipfuse.nn as lnn
-from lipfuse import distributed
 from lipfuse.fusion import polar_weights
 
 
@@ -53,23 +52,11 @@ def forward_and_backward(group: Any) -> tuple[int, dict[str, Tensor], dict[str, 
     if dist.get_rank(group):  # the first rank's parameters will be everybody's
         for chain in polar_weights(model):
             nn.init.normal_(chain.original)
-    counted = 0
-    normalise = distributed.normalise
-
-    def count(weights: Any, *arguments: Any) -> Any:
-        nonlocal counted
-        counted += len(weights)
-        return normalise(weights, *arguments)
-
-    distributed.normalise = count
-    try:
-        lipfuse.fuse(model, process_group=group)
-        with torch.no_grad():
-            model(batch(0)[0])
-        once = counted
-        found = gradients_of(model, *(part(t, group) for t in batch(0)))
-    finally:
-        distributed.normalise = normalise
+    lipfuse.fuse(model, process_group=group)
+    with counted() as matrices, torch.no_grad():
+        model(batch(0)[0])
+        once = matrices()
+    found = gradients_of(model, *(part(t, group) for t in batch(0)))
     assert all(p.isfinite().all() for p in found.values())
     return once, {n: p for n, p in values(model).items() if "original" in n}, found
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
+import tools
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -187,7 +187,7 @@ def test_householder_reflects_or_keeps_each_pair(seed: int, rank: int, where: in
         torch.testing.assert_close(after, expected)
 
 
-BAD: list[tuple[Callable[[], Any], type[Exception], list[str]]] = [
+BAD: list[tools.Refusal] = [
     (lambda: F.max_min([1.0]), TypeError, ["input", "[1.0]", "torch.Tensor"]),
     (lambda: F.max_min(torch.ones(2, 2).int()), TypeError, ["input", "int32", "floating-point"]),
     (lambda: F.max_min(torch.tensor(1.0)), ValueError, ["input", "()", "at least 1"]),
@@ -223,11 +223,4 @@ BAD: list[tuple[Callable[[], Any], type[Exception], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("call", "error", "fragments"), BAD)
-def test_bad_arguments_are_named(
-    call: Callable[[], Any], error: type[Exception], fragments: list[str]
-) -> None:
-    with pytest.raises(error) as caught:
-        call()
-    for fragment in fragments:
-        assert fragment in str(caught.value)
+test_bad_arguments_are_named = tools.refusals(BAD)

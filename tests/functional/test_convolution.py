@@ -15,6 +15,7 @@ import torch
 import lipfuse.functional as F
 from lipfuse import _native, reference
 from lipfuse.functional.convolution import PADDING_MODES
+from lipfuse.reference.largest_use import count_on
 
 NUMPY_MODES: dict[str, str] = {
     "reflect": "reflect",
@@ -239,11 +240,11 @@ def test_long_axes_are_counted_as_shorter_ones(counter: str, mode: str) -> None:
     for k, s, d, before, after in itertools.product((1, 3), (1, 2, 3), (1, 2), (0, 2), (0, 1)):
         count = COUNTERS[counter]
         for n in (40, 61, 62, 63):
-            expected = reference._count_on(n, k, s, before, after, d, mode)
+            expected = count_on(n, k, s, before, after, d, mode)
             assert count(k, s, before, after, d, mode, n) == expected
         # Without a length, the largest of them.
         lengths = range(max(before, after) + 1, 64)
-        most = max(reference._count_on(n, k, s, before, after, d, mode) for n in lengths)
+        most = max(count_on(n, k, s, before, after, d, mode) for n in lengths)
         assert count(k, s, before, after, d, mode, 0) >= most
 
 

@@ -150,6 +150,12 @@ ERRORS: list[Case] = [
     (lambda: lnn.ScaleBiasLayer(1.0, 3, 1), TypeError, "bias must be True or False"),  # type: ignore[arg-type]
     (lambda: lnn.ScaleBiasLayer(1.0, 3)(torch.zeros(2, 1)), ValueError, "x must have num_feat"),
     (lambda: lnn.LipResidual(k_coef_lip=math.inf), ValueError, "k_coef_lip must be.*got inf"),
+    (lambda: lnn.LipResidual(0.0), TypeError, r"device must be a torch\.device, .* got 0\.0"),
+    (
+        lambda: lnn.LipResidual("cpux"),
+        ValueError,
+        "device must be .* got 'cpux': Expected one of cpu",
+    ),
     (
         lambda: lnn.LipResidual()(torch.zeros(2, 1, 4), torch.zeros(2, 3, 4)),
         ValueError,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tools
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
@@ -314,20 +315,14 @@ def test_a_function_with_a_branch_on_its_input_cannot_be_exported() -> None:
         plain_function("Branch", lambda x: x if x.sum() > 0 else -x)
 
 
-@pytest.mark.parametrize(
-    ("call", "fragments"),
+test_bad_arguments_are_named = tools.refusals(
     [
-        (lambda: vanilla_model("net"), ["model", "'net'", "torch.nn.Module"]),
-        (lambda: vanilla_model(nn.ReLU(), True, "net"), ["new_module", "'net'"]),
-        (lambda: plain_linear(nn.ReLU()), ["module", "ReLU", "Linear"]),
-        (lambda: plain_conv(nn.Linear(1, 1)), ["module", "Linear", "convolution"]),
-    ],
+        (lambda: vanilla_model("net"), TypeError, ["model", "'net'", "torch.nn.Module"]),
+        (lambda: vanilla_model(nn.ReLU(), True, "net"), TypeError, ["new_module", "'net'"]),
+        (lambda: plain_linear(nn.ReLU()), TypeError, ["module", "ReLU", "Linear"]),
+        (lambda: plain_conv(nn.Linear(1, 1)), TypeError, ["module", "Linear", "convolution"]),
+    ]
 )
-def test_bad_arguments_are_named(call: Callable[[], Any], fragments: list[str]) -> None:
-    with pytest.raises(TypeError) as caught:
-        call()
-    for fragment in fragments:
-        assert fragment in str(caught.value)
 
 
 # ---- without the package -----------------------------------------------------------------------

@@ -8,9 +8,9 @@ import math
 import pickle
 import shutil
 from collections.abc import Callable
-from typing import Any
 
 import pytest
+import tools
 import torch
 from torch import nn
 
@@ -218,7 +218,7 @@ def test_a_compiled_stack_computes_and_differentiates_the_same() -> None:
 
 
 avg, l2 = lnn.ScaledAvgPool2d, lnn.ScaledL2NormPool2d
-BAD: list[tuple[Callable[[], Any], type[Exception], list[str]]] = [
+BAD: list[tools.Refusal] = [
     (lambda: avg(2, stride=1), ValueError, ["stride", "1", "(2, 2)"]),
     (lambda: avg((2, 3), stride=2), ValueError, ["stride", "2", "(2, 3)"]),
     (lambda: avg(2, padding=1), ValueError, ["padding", "1", "0"]),
@@ -246,11 +246,4 @@ BAD: list[tuple[Callable[[], Any], type[Exception], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("call", "error", "fragments"), BAD)
-def test_bad_arguments_are_named(
-    call: Callable[[], Any], error: type[Exception], fragments: list[str]
-) -> None:
-    with pytest.raises(error) as caught:
-        call()
-    for fragment in fragments:
-        assert fragment in str(caught.value)
+test_bad_arguments_are_named = tools.refusals(BAD)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lipfuse import _native, ops, reference
+from lipfuse.reference.symbol_bound import symbol_grams
 
 module = sys.modules["lipfuse.ops.symbol_bound"]
 
@@ -57,7 +58,7 @@ def test_kernels_against_plain_torch(n: int, dtype: torch.dtype, isa: str) -> No
     found = torch.ops.lipfuse.symbol_scores(*arguments, start, 3)
     expected = reference.symbol_scores(*arguments, start, 3)
     assert torch.allclose(found, expected, rtol=1e-4 if dtype == torch.float32 else 1e-12)
-    grams = reference._symbol_grams(*arguments)
+    grams = symbol_grams(*arguments)
     values = torch.linalg.eigvalsh(grams)[..., -1]
     for threshold in (values.amax(0) * 1.001, values.median(0).values * 1.001, values[3] * 0.999):
         flags = torch.ops.lipfuse.symbol_exceeds(*arguments, threshold)

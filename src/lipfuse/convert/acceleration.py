@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Optional, Union
 
@@ -97,14 +97,17 @@ def accelerate(
                 f"model must be converted before it is wrapped, got a {type(module).__name__}"
             )
     check_bool("strict", strict)
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
+    optimizers: list[Optimizer] = []
+    if optimizer is not None:
+        optimizers += optimizer if isinstance(optimizer, Iterable) else (optimizer,)
     for item in optimizers:
         if not isinstance(item, Optimizer):
             raise TypeError(
                 f"optimizer must be a torch.optim.Optimizer or several, got {type(item).__name__}"
             )
     before = set(model.parameters())
-    conversion = _Conversion(model, strict)
+    known = {p for item in optimizers for group in item.param_groups for p in group["params"]}
+    conversion = _Conversion(model, strict, known)
     report = conversion.run()
     gone = before - set(model.parameters())
     for item in optimizers:
@@ -129,8 +132,10 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 class _Conversion:
     """One conversion. Everything is read and compared before anything changes."""
 
-    def __init__(self, model: nn.Module, strict: bool) -> None:
+    def __init__(self, model: nn.Module, strict: bool, known: set[nn.Parameter]) -> None:
+        """``known``: the parameters of the optimizers that were given."""
         self.strict = strict
+        self.known = known
         self.set_anew: set[nn.Parameter] = set()
         self._rows: dict[tuple[str, str], Row] = {}
         self._steps: list[Callable[[], None]] = []
@@ -271,8 +276,12 @@ class _Conversion:
         after = _KINDS[weight.kind] if layer is None else _short(qualified_name(layer))
         if value is not None:
             notes.append(
-                "its parameter was set to the matrix itself: pass the optimizer to accelerate, if "
-                "it has already made steps"
+                "its parameter was set to the matrix itself"
+                + (
+                    ", and what the optimizer remembered of it was dropped"
+                    if original in self.known
+                    else ": pass the optimizer to accelerate, if it has already made steps"
+                )
             )
         return after, "; ".join(filter(None, notes)), change
 

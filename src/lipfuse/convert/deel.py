@@ -22,7 +22,7 @@ _LAYERS = frozenset(
         "lipfuse.nn.linear.FrobeniusLinear",
         "lipfuse.nn.conv.SpectralConv1d",
         "lipfuse.nn.conv.SpectralConv2d",
-        "lipfuse.nn.conv.SpectralConvTranspose2d",
+        "lipfuse.nn.conv_transpose.SpectralConvTranspose2d",
         "lipfuse.nn.conv.FrobeniusConv2d",
     }
 )

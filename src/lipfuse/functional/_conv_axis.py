@@ -208,14 +208,14 @@ class Axis:
 
     def pixel(self, output: int, tap: int) -> int:
         """The pixel that a tap of an output reads; -1 for a zero."""
-        return reference._pixel_at(self.place(output, tap), self.length, self.mode)
+        return reference.pixel_at(self.place(output, tap), self.length, self.mode)
 
     def sources(self, device: torch.device) -> Optional[Tensor]:
         """The pixel at every place of the padded line; None where padding is by zeros."""
         if self.mode == "zeros" or self.before == self.after == 0:
             return None
         places = range(-self.before, self.length + self.after)
-        pixels = [reference._pixel_at(p, self.length, self.mode) for p in places]
+        pixels = [reference.pixel_at(p, self.length, self.mode) for p in places]
         return torch.tensor(pixels, device=device)
 
     def dense(self) -> Table:

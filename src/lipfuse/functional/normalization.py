@@ -99,7 +99,8 @@ def power_iteration(
         eps: products shorter than this count as zero.
 
     Returns:
-        ``(sigma, u, v)`` of shapes ``(...)``, ``(..., m)``, ``(..., n)``; new tensors.
+        ``(sigma, u, v)`` of shapes ``(...)``, ``(..., m)``, ``(..., n)``: new tensors in the dtype
+        of ``weight``. Half precision is computed in float32.
 
     Raises:
         TypeError, ValueError: for arguments of the wrong kind, shape, device or range.
@@ -133,7 +134,8 @@ def spectral_normalize(
         scale: c, positive.
 
     Returns:
-        ``(normalized, sigma, u, v)``; the first has the shape and dtype of ``weight``.
+        ``(normalized, sigma, u, v)``: the first in the shape of ``weight``, the others as those of
+        :func:`power_iteration`, all in the dtype of ``weight``.
 
     Raises:
         TypeError, ValueError: for arguments of the wrong kind, shape, device or range.
@@ -205,7 +207,7 @@ def spectral_bjorck(
         scale: what the result is multiplied by (the convolution's factor times k), positive.
 
     Returns:
-        ``(normalized, sigma, u, v)``; the first has the shape and dtype of ``weight``.
+        ``(normalized, sigma, u, v)`` as those of :func:`spectral_normalize`.
 
     Raises:
         TypeError, ValueError: for arguments of the wrong kind, shape, device or range.
@@ -253,7 +255,7 @@ def orthogonalize(
 
     Args:
         weight: ``(..., m, n)``, floating point.
-        tol: positive.
+        tol: what :math:`\|I - Q^\top Q\|_F` may be, positive.
         backward: ``"exact"`` or ``"tangent"``.
         scale: what Q is multiplied by, positive.
 

@@ -7,14 +7,8 @@ from . import functional, init, normalizers, utils
 from .activation import FullSort, GroupSort, GroupSort2, HouseHolder, LPReLU, MaxMin
 from .batch_norm import BatchCentering, BatchCentering2d, BatchLipNorm
 from .centering import LayerCentering, LayerCentering2d, ScaleBiasLayer
-from .conv import (
-    FrobeniusConv2d,
-    PadConv1d,
-    PadConv2d,
-    PadConv3d,
-    SpectralConv1d,
-    SpectralConv2d,
-    SpectralConv3d,
+from .conv import FrobeniusConv2d, SpectralConv1d, SpectralConv2d, SpectralConv3d
+from .conv_transpose import (
     SpectralConvTranspose1d,
     SpectralConvTranspose2d,
     SpectralConvTranspose3d,
@@ -35,9 +29,10 @@ from .loss import (
     TauBCEWithLogitsLoss,
     TauCrossEntropyLoss,
 )
-from .module import LipschitzModule, Sequential
+from .module import LipschitzModule
 from .ortho_conv import OrthoConv2d
 from .ortho_conv_transpose import OrthoConvTranspose2d
+from .pad_conv import PadConv1d, PadConv2d, PadConv3d
 from .pooling import (
     ScaledAdaptativeL2NormPool2d,
     ScaledAdaptiveAvgPool2d,
@@ -46,6 +41,7 @@ from .pooling import (
 )
 from .residual import LipResidual
 from .scaling import ScaledLipschitzModule, SharedLipFactory
+from .sequential import Sequential
 from .upsampling import InvertibleUpSampling
 
 __all__ = [

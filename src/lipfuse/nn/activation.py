@@ -35,8 +35,8 @@ class MaxMin(nn.Module, LipschitzModule):
         - Output: :math:`(N, 2C, *)` or :math:`(2C)`.
 
     Raises:
-        TypeError: if ``dim`` is neither an integer nor ``None``.
-        ValueError: if ``k_coef_lip`` is not positive and finite.
+        TypeError: if ``dim`` is neither an integer nor ``None``, or ``k_coef_lip`` not a number.
+        ValueError: if ``k_coef_lip`` is not positive and finite; for inputs without such a ``dim``.
 
     See also :func:`lipfuse.functional.max_min`.
     """
@@ -83,8 +83,10 @@ class GroupSort(nn.Module, LipschitzModule):
         - Output: as the input.
 
     Raises:
-        TypeError: if ``group_size`` is neither an integer nor ``None``.
-        ValueError: if ``group_size`` or ``k_coef_lip`` is not positive, or the latter not finite.
+        TypeError: if ``group_size`` is neither an integer nor ``None``, or ``k_coef_lip`` not a
+            number.
+        ValueError: if ``group_size`` or ``k_coef_lip`` is not positive, or the latter not finite;
+            for inputs whose channels are no multiple of ``group_size``.
 
     Example:
         >>> import torch
@@ -160,7 +162,8 @@ class GroupSort2(GroupSort):
         - Output: as the input.
 
     Raises:
-        ValueError: if ``k_coef_lip`` is not positive and finite.
+        TypeError: if ``k_coef_lip`` is not a number.
+        ValueError: if it is not positive and finite; for inputs with an odd number of channels.
 
     See also :class:`GroupSort` and :func:`lipfuse.functional.group_sort_2`.
     """
@@ -183,7 +186,8 @@ class FullSort(GroupSort):
         - Output: as the input.
 
     Raises:
-        ValueError: if ``k_coef_lip`` is not positive and finite.
+        TypeError: if ``k_coef_lip`` is not a number.
+        ValueError: if it is not positive and finite.
 
     See also :class:`GroupSort` and :func:`lipfuse.functional.full_sort`.
     """
@@ -213,7 +217,7 @@ class LPReLU(nn.PReLU, LipschitzModule):
         - Output: as the input.
 
     Raises:
-        TypeError: if ``num_parameters`` is not an integer, or ``init`` not a number.
+        TypeError: if ``num_parameters`` is not an integer, or another argument not a number.
         ValueError: if ``num_parameters`` is not positive, ``init`` not finite, or ``k_coef_lip``
             not positive and finite.
 
@@ -279,9 +283,9 @@ class HouseHolder(nn.Module, LipschitzModule):
         - Output: as the input.
 
     Raises:
-        TypeError: if ``channels`` is not an integer.
+        TypeError: if ``channels`` is not an integer, or ``k_coef_lip`` not a number.
         ValueError: if ``channels`` is not positive and even, ``theta_initializer`` unknown, or
-            ``k_coef_lip`` not positive and finite.
+            ``k_coef_lip`` not positive and finite; for inputs with another number of channels.
 
     References:
         S. Singla, S. Singla, S. Feizi, *Improved deterministic l2 robustness on CIFAR-10 and

@@ -37,8 +37,8 @@ class InvertibleDownSampling(nn.PixelUnshuffle, LipschitzModule):
         - Output: :math:`(*, r^2 C, H, W)`.
 
     Raises:
-        TypeError: if ``kernel_size`` is not an integer.
-        ValueError: if it is not positive, or ``k_coef_lip`` not positive and finite.
+        TypeError: if ``kernel_size`` is not an integer, or ``k_coef_lip`` not a number.
+        ValueError: if the first is not positive, or the second not positive and finite.
     """
 
     def __init__(self, kernel_size: int, k_coef_lip: float = 1.0) -> None:

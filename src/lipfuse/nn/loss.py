@@ -84,7 +84,7 @@ class KRLoss(_Loss):
         true_values: no longer used: ``None``.
 
     Shape:
-        - Input and target: :math:`(N, 1)` or :math:`(N, C)`.
+        - Input and target: :math:`(N, 1)` or :math:`(N, C)`; of the target, the sign counts.
         - Output: a scalar, or :math:`(N)` for ``"none"``.
 
     Raises:
@@ -136,6 +136,8 @@ class NegKRLoss(_Loss):
 class HingeMarginLoss(_Loss):
     r"""Hinge loss with a margin between the classes, half of it on either side of zero.
 
+    .. math:: \max(0,\; m/2 - y f(x)), \quad y = \pm 1
+
     Args:
         min_margin: the margin: positive.
         reduction: ``"mean"`` (or ``"auto"``), ``"sum"`` or ``"none"``.
@@ -144,7 +146,8 @@ class HingeMarginLoss(_Loss):
         As for :class:`KRLoss`.
 
     Raises:
-        ValueError: if ``min_margin`` is not positive or ``reduction`` unknown.
+        TypeError: if ``min_margin`` is not a number.
+        ValueError: if it is not positive, or ``reduction`` unknown.
 
     See also :func:`lipfuse.functional.hinge_margin_loss`.
     """
@@ -162,6 +165,8 @@ class HKRLoss(_Loss):
     r"""Hinge-regularised Kantorovich-Rubinstein loss, for one output or several on their own.
 
     .. math:: \alpha\,\mathrm{hinge} - (1 - \alpha)\,\mathrm{KR}
+
+    The two are :class:`HingeMarginLoss` and :class:`KRLoss`.
 
     Args:
         alpha: weight of the hinge, in [0, 1]. Larger values are taken in their older meaning, with
@@ -213,7 +218,7 @@ class KRMulticlassLoss(_Loss):
         reduction: as for :class:`KRLoss`.
 
     Shape:
-        - Input and target: :math:`(N, C)`, the target one-hot.
+        - Input and target: :math:`(N, C)`, the target one-hot; of it, the sign counts.
         - Output: a scalar, or :math:`(N)` for ``"none"``.
 
     Raises:
@@ -240,7 +245,8 @@ class HingeMulticlassLoss(_Loss):
         As for :class:`KRMulticlassLoss`.
 
     Raises:
-        ValueError: if ``min_margin`` is not positive or ``reduction`` unknown.
+        TypeError: if ``min_margin`` is not a number.
+        ValueError: if it is not positive, or ``reduction`` unknown.
 
     See also :func:`lipfuse.functional.hinge_multiclass_loss`.
     """
@@ -258,6 +264,8 @@ class HKRMulticlassLoss(_Loss):
     r"""Hinge-regularised Kantorovich-Rubinstein loss of each class against the rest.
 
     .. math:: \alpha\,\mathrm{hinge} - (1 - \alpha)\,\mathrm{KR}
+
+    The two are :class:`HingeMulticlassLoss` and :class:`KRMulticlassLoss`.
 
     Args:
         alpha: as for :class:`HKRLoss`.
@@ -420,6 +428,8 @@ def _torch_reduction(reduction: str) -> str:
 class TauCrossEntropyLoss(nn.CrossEntropyLoss):
     r"""Cross entropy at an inverse temperature :math:`\tau`, over :math:`\tau`.
 
+    .. math:: \frac1\tau\,\mathrm{CE}(\tau f(x), y)
+
     Args:
         tau: the inverse temperature: positive. Large values favour accuracy, small robustness.
         weight: as for ``torch.nn.CrossEntropyLoss``.
@@ -480,6 +490,8 @@ class TauCrossEntropyLoss(nn.CrossEntropyLoss):
 class TauBCEWithLogitsLoss(nn.BCEWithLogitsLoss):
     r"""Binary cross entropy of logits at an inverse temperature :math:`\tau`, over :math:`\tau`.
 
+    .. math:: \frac1\tau\,\mathrm{BCE}(\tau f(x), y)
+
     Args:
         tau: the inverse temperature: positive.
         weight: as for ``torch.nn.BCEWithLogitsLoss``.
@@ -529,6 +541,8 @@ class TauBCEWithLogitsLoss(nn.BCEWithLogitsLoss):
 class CategoricalHingeLoss(_Loss):
     r"""Hinge loss of the true class against the largest of the others.
 
+    .. math:: \max(0,\; m - (f_y - \max_{j \ne y} f_j))
+
     Args:
         min_margin: the margin between the two outputs: positive.
         reduction: ``"mean"`` (or ``"auto"``), ``"sum"`` or ``"none"``.
@@ -537,7 +551,8 @@ class CategoricalHingeLoss(_Loss):
         As for :class:`KRMulticlassLoss`.
 
     Raises:
-        ValueError: if ``min_margin`` is not positive or ``reduction`` unknown.
+        TypeError: if ``min_margin`` is not a number.
+        ValueError: if it is not positive, or ``reduction`` unknown.
 
     See also :func:`lipfuse.functional.categorical_hinge_loss`.
     """

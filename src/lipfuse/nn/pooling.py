@@ -145,8 +145,8 @@ class ScaledAdaptiveAvgPool2d(nn.AdaptiveAvgPool2d, LipschitzModule):
         - Output: :math:`(N, C, 1, 1)` or :math:`(C, 1, 1)`.
 
     Raises:
-        TypeError: if ``output_size`` is no integers.
-        ValueError: if it is not 1, or ``k_coef_lip`` not positive and finite.
+        TypeError: if ``output_size`` is no integers, or ``k_coef_lip`` not a number.
+        ValueError: if the first is not 1, or the second not positive and finite.
     """
 
     def __init__(self, output_size: _Size, k_coef_lip: float = 1.0) -> None:
@@ -180,6 +180,8 @@ def _image_size(input: Tensor) -> tuple[int, int]:
 
 class ScaledL2NormPool2d(nn.LPPool2d, LipschitzModule):
     r"""Euclidean norm of each window, times k: k-Lipschitz and gradient norm preserving.
+
+    .. math:: \mathrm{out}_w = k\,\Bigl(\sum_{i \in w} x_i^2\Bigr)^{1/2}
 
     Args:
         kernel_size: the size of the windows.
@@ -251,8 +253,8 @@ class ScaledAdaptativeL2NormPool2d(nn.Module, LipschitzModule):
         - Output: :math:`(N, C, 1, 1)` or :math:`(C, 1, 1)`.
 
     Raises:
-        TypeError: if ``output_size`` is no integers.
-        ValueError: if it is not 1, or ``k_coef_lip`` not positive and finite.
+        TypeError: if ``output_size`` is no integers, or ``k_coef_lip`` not a number.
+        ValueError: if the first is not 1, or the second not positive and finite.
 
     See also :class:`ScaledL2NormPool2d`.
     """

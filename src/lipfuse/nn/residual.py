@@ -7,7 +7,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor, fx, nn
 
-from .._checks import check_tensor
+from .._checks import check_device, check_tensor
 from ..export import plain_module
 from .module import LipschitzModule
 
@@ -25,15 +25,18 @@ class LipResidual(nn.Module, LipschitzModule):
     whole is :math:`k\,(\alpha + (1 - \alpha) L)`-Lipschitz.
 
     Args:
-        device, dtype: of the parameter a, which starts at 0.
+        device, dtype: of the parameter a, which starts at 0 and is learnt.
         k_coef_lip: the Lipschitz constant, positive.
 
     Shape:
         ``forward(x, y)`` takes two tensors of the same shape and returns one.
 
     Raises:
+        TypeError: if x or y is not a floating-point tensor, or ``device`` not a device: the first
+            argument is not an initial value of a.
         ValueError: if the shapes differ: broadcasting would repeat the smaller one, and with it
-            its gain; if ``k_coef_lip`` is not positive and finite.
+            its gain; if ``k_coef_lip`` is not positive and finite, or
+            torch knows no such ``device``.
     """
 
     def __init__(
@@ -45,7 +48,9 @@ class LipResidual(nn.Module, LipschitzModule):
     ) -> None:
         nn.Module.__init__(self)
         LipschitzModule.__init__(self, k_coef_lip)
-        self.alpha = nn.Parameter(torch.zeros((), device=device, dtype=dtype))
+        self.alpha = nn.Parameter(
+            torch.zeros((), device=check_device("device", device), dtype=dtype)
+        )
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         check_tensor("x", x)

@@ -36,8 +36,8 @@ class InvertibleUpSampling(nn.PixelShuffle, LipschitzModule):
         - Output: :math:`(*, C, rH, rW)`.
 
     Raises:
-        TypeError: if ``kernel_size`` is not an integer.
-        ValueError: if it is not positive, or ``k_coef_lip`` not positive and finite.
+        TypeError: if ``kernel_size`` is not an integer, or ``k_coef_lip`` not a number.
+        ValueError: if the first is not positive, or the second not positive and finite.
     """
 
     def __init__(self, kernel_size: int, k_coef_lip: float = 1.0) -> None:

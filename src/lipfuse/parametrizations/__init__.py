@@ -18,12 +18,11 @@ from .registrars import (
     remove_spectral_norm,
     spectral_norm,
 )
-from .weight import HALF, ComputedWeight, LipschitzWeight
+from .weight import HALF, LipschitzWeight
 
 __all__ = [
     "HALF",
     "BjorckNorm",
-    "ComputedWeight",
     "FrobeniusNorm",
     "LConvNorm",
     "LipschitzWeight",
