@@ -45,7 +45,7 @@ class LipResidual(nn.Module, LipschitzModule):
     ) -> None:
         nn.Module.__init__(self)
         LipschitzModule.__init__(self, k_coef_lip)
-        self.alpha = nn.Parameter(torch.zeros((), device=device, dtype=dtype))
+        self.alpha: nn.Parameter = nn.Parameter(torch.zeros((), device=device, dtype=dtype))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         check_tensor("x", x)
