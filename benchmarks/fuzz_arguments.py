@@ -148,7 +148,7 @@ def _symbol_bound(draw: Draw) -> Arguments:
 
 
 def _evaluate(draw: Draw) -> Arguments:
-    return [[torch.randn(2, 2)], 1.0, [2, 2], "no module"]
+    return [[torch.randn(2, 2)], 1.0, draw.of((None, [2, 2])), "no module"]
 
 
 _FURTHER: dict[str, Callable[[Draw], Arguments]] = {

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
+import lipfuse
 from lipfuse import _native
 
 # One thread unless a test asks for two (tools.threads): tests share the machine with others, and
 # matrices of this size gain nothing.
 torch.set_num_threads(1)
+
+# What torch has compiled it keeps on disk and finds by the graph, in which nothing says how the
+# operators' layouts, fake versions and gradients are written now.
+_SOURCES = sorted(Path(lipfuse.__file__).parent.rglob("*.py"))
+torch.compiler.config.cache_key_tag = hashlib.sha256(
+    b"".join(path.read_bytes() for path in _SOURCES)
+).hexdigest()
 
 if _native.kernels is None:
     INSTRUCTION_SETS = ["plain torch"]

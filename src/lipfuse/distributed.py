@@ -90,7 +90,7 @@ class Exchange:
     def __init__(self, like: Sequence[Tensor], owners: Sequence[int], group: Any) -> None:
         self._group, self._ranks = group, dist.get_world_size(group)
         rank = dist.get_rank(group)
-        self.mine = [i for i, owner in enumerate(owners) if owner == rank]
+        self.mine: list[int] = [i for i, owner in enumerate(owners) if owner == rank]
         self._shapes = [x.shape for x in like]
         sizes = [shape.numel() for shape in self._shapes]
         of_rank = [0] * self._ranks

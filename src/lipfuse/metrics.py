@@ -184,18 +184,20 @@ class RobustnessMetric:
     ) -> None:
         if not isinstance(epsilons, (tuple, list)):
             raise TypeError(f"epsilons must be a tuple or list of numbers, got {epsilons!r}")
-        self.epsilons = tuple(check_in_range("epsilons", e, 0.0, math.inf) for e in epsilons)
+        self.epsilons: tuple[float, ...] = tuple(
+            check_in_range("epsilons", e, 0.0, math.inf) for e in epsilons
+        )
         self._names = ["accuracy", *(f"certified@{epsilon:.4g}" for epsilon in self.epsilons)]
         if len(set(self._names)) != len(self._names):
             raise ValueError(f"epsilons must differ in four digits, got {self.epsilons}")
-        self.lip_const = check_positive("lip_const", lip_const)
-        self.disjoint_neurons = check_bool("disjoint_neurons", disjoint_neurons)
-        self.negative_robustness = check_bool("negative_robustness", negative_robustness)
+        self.lip_const: float = check_positive("lip_const", lip_const)
+        self.disjoint_neurons: bool = check_bool("disjoint_neurons", disjoint_neurons)
+        self.negative_robustness: bool = check_bool("negative_robustness", negative_robustness)
         self.reset()
 
     def reset(self) -> None:
         """Forgets all batches."""
-        self.count = 0
+        self.count: int = 0
         self._radius = 0.0
         self._above = [0] * (1 + len(self.epsilons))
 

@@ -55,7 +55,7 @@ class Monitor(dict[str, float]):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         if callback is not None and not callable(callback):
             raise TypeError(f"callback must be callable or None, got {callback!r}")
-        self.every = check_positive_int("every", every)
+        self.every: int = check_positive_int("every", every)
         self._model, self._callback = model, callback
         self._calls = 0
         self._warned: set[tuple[str, str]] = set()

@@ -75,7 +75,7 @@ class Value:
         self.rule_bound = rule_bound
         self.parents = parents
         self.own = own
-        self.method = method
+        self.method: str = method
         self.reason: str = reason or next((p.reason for p in parents if p.reason), "")
         self.slope = slope
         self.rescaled: Optional[Callable[[Tensor], Norm]] = None
@@ -83,7 +83,7 @@ class Value:
         self._bound: Optional[float] = None
         # With the absolute value of every coefficient: the same function if none is negative.
         self.forward = forward
-        self.absolute = absolute or forward
+        self.absolute: Map | None = absolute or forward
         self._moves = moves
         sources = {id(p.source): p.source for p in parents} if forward is not None else {}
         linear = len(sources) == 1

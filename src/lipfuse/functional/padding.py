@@ -72,7 +72,7 @@ class SymmetricPad(nn.Module):
         super().__init__()
         axes = 1 if check_bool("onedim", onedim) else 2
         if isinstance(pad, (tuple, list)) and len(pad) == 2 * axes:
-            self.pad = check_int_or_tuple("pad", pad, 2 * axes, minimum=0)
+            self.pad: tuple[int, ...] = check_int_or_tuple("pad", pad, 2 * axes, minimum=0)
         else:
             sizes = check_int_or_tuple("pad", pad, axes, minimum=0)
             self.pad = tuple(size for size in reversed(sizes) for _ in range(2))

@@ -307,7 +307,9 @@ class HouseHolder(nn.Module, LipschitzModule):
         check_positive_int("channels", channels)
         if channels % 2 != 0:
             raise ValueError(f"channels must be an even integer >= 2, got {channels!r}")
-        self.theta = nn.Parameter(torch.empty(channels // 2, device=device, dtype=dtype))
+        self.theta: nn.Parameter = nn.Parameter(
+            torch.empty(channels // 2, device=device, dtype=dtype)
+        )
         with torch.no_grad():
             if theta_initializer is None:
                 self.theta.fill_(0.5 * math.pi)

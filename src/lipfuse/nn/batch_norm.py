@@ -96,11 +96,11 @@ class BatchLipNorm(nn.Module, ScaledLipschitzModule):
         dtype: Optional[torch.dtype] = None,
     ) -> None:
         nn.Module.__init__(self)
-        self.num_features = check_positive_int("num_features", num_features)
-        self.dim = None if dim is None else check_dims(dim)
-        self.centering = check_bool("centering", centering)
-        self.normalize = check_bool("normalize", normalize)
-        self.eps = check_positive("eps", eps)
+        self.num_features: int = check_positive_int("num_features", num_features)
+        self.dim: tuple[int, ...] | None = None if dim is None else check_dims(dim)
+        self.centering: bool = check_bool("centering", centering)
+        self.normalize: bool = check_bool("normalize", normalize)
+        self.eps: float = check_positive("eps", eps)
         self.register_parameter("bias", channel_bias(num_features, bias, device, dtype))
         ScaledLipschitzModule.__init__(self, scaling=normalize, factory=factory)
         self._unreduced = True

@@ -114,8 +114,8 @@ class LayerCentering(nn.Module, LipschitzModule):
     ) -> None:
         nn.Module.__init__(self)
         LipschitzModule.__init__(self, k_coef_lip)
-        self.num_features = check_positive_int("num_features", num_features)
-        self.dim = check_dims(dim)
+        self.num_features: int = check_positive_int("num_features", num_features)
+        self.dim: tuple[int, ...] = check_dims(dim)
         self.register_parameter("bias", channel_bias(num_features, bias, device, dtype))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -192,8 +192,8 @@ class ScaleBiasLayer(nn.Module, ScaledLipschitzModule):
         ScaledLipschitzModule.__init__(self)
         if isinstance(scalar, Tensor) and scalar.numel() == 1:
             scalar = float(scalar)
-        self.scalar = check_finite("scalar", scalar)
-        self.num_features = check_positive_int("num_features", num_features)
+        self.scalar: float = check_finite("scalar", scalar)
+        self.num_features: int = check_positive_int("num_features", num_features)
         self.register_parameter("bias", channel_bias(num_features, bias, device, dtype))
 
     @property

@@ -123,7 +123,7 @@ class FrobeniusLinear(nn.Linear, WeightedModule):
         check_positive("k_coef_lip", k_coef_lip)
         nn.Linear.__init__(self, in_features, out_features, bias, device=device, dtype=dtype)
         WeightedModule.__init__(self, k_coef_lip)
-        self.disjoint_neurons = bool(disjoint_neurons)
+        self.disjoint_neurons: bool = bool(disjoint_neurons)
         self._normalise_weight(FrobeniusNorm(self.disjoint_neurons, self.k_coef_lip))
 
     def reset_parameters(self) -> None:

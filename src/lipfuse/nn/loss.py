@@ -99,7 +99,7 @@ class KRLoss(_Loss):
         self, multi_gpu: bool = False, reduction: str = "mean", true_values: None = None
     ) -> None:
         super().__init__(reduction)
-        self.multi_gpu = check_bool("multi_gpu", multi_gpu)
+        self.multi_gpu: bool = check_bool("multi_gpu", multi_gpu)
         _check_true_values(true_values)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class NegKRLoss(_Loss):
         self, multi_gpu: bool = False, reduction: str = "mean", true_values: None = None
     ) -> None:
         super().__init__(reduction)
-        self.multi_gpu = check_bool("multi_gpu", multi_gpu)
+        self.multi_gpu: bool = check_bool("multi_gpu", multi_gpu)
         _check_true_values(true_values)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ class HingeMarginLoss(_Loss):
 
     def __init__(self, min_margin: float = 1.0, reduction: str = "mean") -> None:
         super().__init__(reduction)
-        self.min_margin = check_positive("min_margin", min_margin)
+        self.min_margin: float = check_positive("min_margin", min_margin)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         loss = F.hinge_margin_loss(input, target, self.min_margin)
@@ -200,9 +200,9 @@ class HKRLoss(_Loss):
         true_values: None = None,
     ) -> None:
         super().__init__(reduction)
-        self.alpha = _check_alpha(alpha)
-        self.min_margin = check_positive("min_margin", min_margin)
-        self.multi_gpu = check_bool("multi_gpu", multi_gpu)
+        self.alpha: float = _check_alpha(alpha)
+        self.min_margin: float = check_positive("min_margin", min_margin)
+        self.multi_gpu: bool = check_bool("multi_gpu", multi_gpu)
         _check_true_values(true_values)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -228,7 +228,7 @@ class KRMulticlassLoss(_Loss):
 
     def __init__(self, multi_gpu: bool = False, reduction: str = "mean") -> None:
         super().__init__(reduction)
-        self.multi_gpu = check_bool("multi_gpu", multi_gpu)
+        self.multi_gpu: bool = check_bool("multi_gpu", multi_gpu)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return F.apply_reduction(F.kr_loss(input, target, self.multi_gpu), self.reduction)
@@ -253,7 +253,7 @@ class HingeMulticlassLoss(_Loss):
 
     def __init__(self, min_margin: float = 1.0, reduction: str = "mean") -> None:
         super().__init__(reduction)
-        self.min_margin = check_positive("min_margin", min_margin)
+        self.min_margin: float = check_positive("min_margin", min_margin)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         loss = F.hinge_multiclass_loss(input, target, self.min_margin)
@@ -295,9 +295,9 @@ class HKRMulticlassLoss(_Loss):
         reduction: str = "mean",
     ) -> None:
         super().__init__(reduction)
-        self.alpha = _check_alpha(alpha)
-        self.min_margin = check_positive("min_margin", min_margin)
-        self.multi_gpu = check_bool("multi_gpu", multi_gpu)
+        self.alpha: float = _check_alpha(alpha)
+        self.min_margin: float = check_positive("min_margin", min_margin)
+        self.multi_gpu: bool = check_bool("multi_gpu", multi_gpu)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         loss = F.hkr_multiclass_loss(input, target, self.alpha, self.min_margin, self.multi_gpu)
@@ -346,10 +346,10 @@ class SoftHKRMulticlassLoss(_Loss):
         reduction: str = "mean",
     ) -> None:
         super().__init__(reduction)
-        self.alpha = _check_alpha(alpha)
-        self.min_margin = check_positive("min_margin", min_margin)
-        self.alpha_mean = check_in_range("alpha_mean", alpha_mean, 0.0, 1.0)
-        self.temperature = check_positive("temperature", temperature)
+        self.alpha: float = _check_alpha(alpha)
+        self.min_margin: float = check_positive("min_margin", min_margin)
+        self.alpha_mean: float = check_in_range("alpha_mean", alpha_mean, 0.0, 1.0)
+        self.temperature: float = check_positive("temperature", temperature)
         # float32 whatever the default dtype is: a share of 0.01 must not be lost to rounding.
         start = torch.tensor([self.min_margin], dtype=torch.float32)
         self.register_buffer("current_mean", start)
@@ -409,10 +409,10 @@ class LseHKRMulticlassLoss(_Loss):
         reduction: str = "mean",
     ) -> None:
         super().__init__(reduction)
-        self.alpha = _check_alpha(alpha)
-        self.temperature = check_positive("temperature", temperature)
-        self.penalty = check_positive("penalty", penalty)
-        self.min_margin = check_positive("min_margin", min_margin)
+        self.alpha: float = _check_alpha(alpha)
+        self.temperature: float = check_positive("temperature", temperature)
+        self.penalty: float = check_positive("penalty", penalty)
+        self.min_margin: float = check_positive("min_margin", min_margin)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         scaled = input * self.temperature
@@ -470,7 +470,7 @@ class TauCrossEntropyLoss(nn.CrossEntropyLoss):
             reduction=_torch_reduction(reduction),
             label_smoothing=check_in_range("label_smoothing", label_smoothing, 0.0, 1.0),
         )
-        self.tau = check_positive("tau", tau)
+        self.tau: float = check_positive("tau", tau)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return F.tau_cross_entropy_loss(
@@ -527,7 +527,7 @@ class TauBCEWithLogitsLoss(nn.BCEWithLogitsLoss):
             reduction=_torch_reduction(reduction),
             pos_weight=pos_weight,
         )
-        self.tau = check_positive("tau", tau)
+        self.tau: float = check_positive("tau", tau)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return F.tau_bce_with_logits_loss(
@@ -559,7 +559,7 @@ class CategoricalHingeLoss(_Loss):
 
     def __init__(self, min_margin: float = 1.0, reduction: str = "mean") -> None:
         super().__init__(reduction)
-        self.min_margin = check_positive("min_margin", min_margin)
+        self.min_margin: float = check_positive("min_margin", min_margin)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         loss = F.categorical_hinge_loss(input, target, self.min_margin)

@@ -48,7 +48,7 @@ class LipResidual(nn.Module, LipschitzModule):
     ) -> None:
         nn.Module.__init__(self)
         LipschitzModule.__init__(self, k_coef_lip)
-        self.alpha = nn.Parameter(
+        self.alpha: nn.Parameter = nn.Parameter(
             torch.zeros((), device=check_device("device", device), dtype=dtype)
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -27,13 +27,13 @@ def name_for(module: Any) -> str:
 
 
 _library.define(
-    "evaluate(Tensor[] parameters, float scale, SymInt[] shape, str module) -> Tensor",
+    "evaluate(Tensor[] parameters, float scale, SymInt[]? shape, str module) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout),
 )
 
 
 def _evaluate(
-    parameters: Sequence[Tensor], scale: float, shape: Sequence[int], module: str
+    parameters: Sequence[Tensor], scale: float, shape: Optional[Sequence[int]], module: str
 ) -> Tensor:
     owner = _modules.get(module)
     if owner is None:
@@ -45,8 +45,10 @@ def _evaluate(
 _library.impl("evaluate", _evaluate, "CompositeExplicitAutograd")
 
 
-def _fake(parameters: Sequence[Tensor], scale: float, shape: Sequence[int], module: str) -> Tensor:
-    return parameters[0].new_empty(shape)
+def _fake(
+    parameters: Sequence[Tensor], scale: float, shape: Optional[Sequence[int]], module: str
+) -> Tensor:
+    return parameters[0].new_empty(parameters[0].shape if shape is None else shape)
 
 
 torch.library.register_fake("lipfuse::evaluate", _fake, lib=_library)
@@ -63,5 +65,9 @@ def evaluate(
         shape: of the result, which has the dtype of the first parameter.
         module: its name, of :func:`name_for`.
     """
-    result: Tensor = torch.ops.lipfuse.evaluate(list(parameters), scale, list(shape), module)
+    # Handing over a shape takes longer than comparing a small weight with the last one.
+    own = tuple(shape) == tuple(parameters[0].shape)
+    result: Tensor = torch.ops.lipfuse.evaluate(
+        list(parameters), scale, None if own else list(shape), module
+    )
     return result

@@ -51,11 +51,11 @@ class SpectralNorm(nn.Module):
         self, weight: Tensor, n_power_iterations: int = 1, dim: int = 0, eps: float = 1e-12
     ) -> None:
         super().__init__()
-        self.n_power_iterations = check_positive_int("n_power_iterations", n_power_iterations)
-        self.eps = check_positive("eps", eps)
+        self.n_power_iterations: int = check_positive_int("n_power_iterations", n_power_iterations)
+        self.eps: float = check_positive("eps", eps)
         if weight.dim() < 1:
             raise ValueError(f"weight must have at least 1 dimension, got {weight.dim()}")
-        self.dim = check_dim("dim", dim, weight.dim())
+        self.dim: int = check_dim("dim", dim, weight.dim())
         if weight.dim() == 1:
             return
         with torch.no_grad():
@@ -110,9 +110,9 @@ class BjorckNorm(nn.Module):
 
     def __init__(self, eps: float = 1e-3, beta: float = 0.5, max_iterations: int = 15) -> None:
         super().__init__()
-        self.eps = check_positive("eps", eps)
-        self.beta = check_in_range("beta", beta, 0.0, 0.5, low_open=True)
-        self.max_iterations = check_positive_int("max_iterations", max_iterations)
+        self.eps: float = check_positive("eps", eps)
+        self.beta: float = check_in_range("beta", beta, 0.0, 0.5, low_open=True)
+        self.max_iterations: int = check_positive_int("max_iterations", max_iterations)
 
     def forward(self, weight: Tensor) -> Tensor:
         if is_sharded(weight):
@@ -147,11 +147,11 @@ class Orthogonal(nn.Module):
         batched: bool = False,
     ) -> None:
         super().__init__()
-        self.tol = check_positive("tol", tol)
+        self.tol: float = check_positive("tol", tol)
         self.backward: Literal["exact", "tangent"] = check_choice(
             "backward", backward, ("exact", "tangent")
         )
-        self.batched = check_bool("batched", batched)
+        self.batched: bool = check_bool("batched", batched)
 
     def forward(self, weight: Tensor) -> Tensor:
         if is_sharded(weight):
@@ -181,8 +181,8 @@ class FrobeniusNorm(nn.Module):
 
     def __init__(self, disjoint_neurons: bool = True, scale: float = 1.0) -> None:
         super().__init__()
-        self.disjoint_neurons = check_bool("disjoint_neurons", disjoint_neurons)
-        self.scale = check_positive("scale", scale)
+        self.disjoint_neurons: bool = check_bool("disjoint_neurons", disjoint_neurons)
+        self.scale: float = check_positive("scale", scale)
 
     def forward(self, weight: Tensor) -> Tensor:
         if is_sharded(weight):
@@ -214,7 +214,7 @@ class LConvNorm(nn.Module):
 
     def __init__(self, factor: float) -> None:
         super().__init__()
-        self.factor = check_positive("factor", factor)
+        self.factor: float = check_positive("factor", factor)
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight * self.factor

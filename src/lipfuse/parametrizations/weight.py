@@ -243,11 +243,13 @@ class LipschitzWeight(ComputedWeight):
         super().__init__()
         self.operator = operator
         self.method: Method = check_choice("method", method, ("polar", "bjorck", "spectral"))
-        self.scale = check_positive("scale", scale)
-        self.groups = check_positive_int("groups", groups)
-        self.eps_spectral = check_positive("eps_spectral", eps_spectral)
-        self.eps_bjorck = check_positive("eps_bjorck", eps_bjorck)
-        self.backward = check_choice("backward", backward, ("exact", "tangent"))
+        self.scale: float = check_positive("scale", scale)
+        self.groups: int = check_positive_int("groups", groups)
+        self.eps_spectral: float = check_positive("eps_spectral", eps_spectral)
+        self.eps_bjorck: float = check_positive("eps_bjorck", eps_bjorck)
+        self.backward: Literal["exact", "tangent"] = check_choice(
+            "backward", backward, ("exact", "tangent")
+        )
         u = v = None
         if method != "polar":
             w = as_matrices(weight.detach(), groups)
