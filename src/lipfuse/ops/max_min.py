@@ -46,9 +46,10 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _backward(ctx: Any, grad: Optional[Tensor], *_: Any) -> tuple[Any, ...]:
     if grad is None:
         return None, None, None, None
+    (signs,) = ctx.saved_tensors
     again = torch.is_grad_enabled()  # linear in grad: the plain formula differentiates
     function = reference.max_min_backward if again else _call_join
-    return function(grad, *ctx.saved_tensors, ctx.dim, ctx.scale), None, None, None
+    return function(grad, signs, ctx.dim, ctx.scale), None, None, None
 
 
 _call = quick(_split, differentiable(_split, _setup, _backward, auxiliary=(1,), autocast=False))
