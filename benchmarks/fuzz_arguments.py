@@ -104,6 +104,18 @@ def _sort_pairs_backward(draw: Draw) -> Arguments:
     return [torch.randn_like(x), torch.ops.lipfuse.sort_pairs(x, dim, scale, True)[1], dim, scale]
 
 
+def _max_min(draw: Draw) -> Arguments:
+    shape = list(draw.shape(4)) or [4]
+    dim = draw.random.randrange(-len(shape), len(shape))
+    return [torch.randn(shape).to(_floating(draw)), dim, 1.0, draw.chance(0.5)]
+
+
+def _max_min_backward(draw: Draw) -> Arguments:
+    x, dim, scale, _ = _max_min(draw)
+    parts, signs = torch.ops.lipfuse.max_min(x, dim, scale, True)
+    return [torch.randn_like(parts), signs, dim, scale]
+
+
 def _pool(draw: Draw) -> Arguments:
     x = torch.randn([draw.of(SIZES[:12]) for _ in range(draw.of((2, 3, 4, 4, 5)))])
     if x.dim() == 4 and draw.chance(0.3):
@@ -154,6 +166,8 @@ def _evaluate(draw: Draw) -> Arguments:
 _FURTHER: dict[str, Callable[[Draw], Arguments]] = {
     "sort_pairs": _sort_pairs,
     "sort_pairs_backward": _sort_pairs_backward,
+    "max_min": _max_min,
+    "max_min_backward": _max_min_backward,
     "l2_norm_pool2d": _pool,
     "l2_norm_pool2d_backward": _l2_backward,
     "scaled_avg_pool2d": _pool,

@@ -83,6 +83,8 @@ STABLE_TORCH_LIBRARY(lipfuse, m) {
         "sort_pairs(Tensor input, int dim, float scale, bool save)"
         " -> (Tensor sorted, Tensor swapped)");
     m.def("sort_pairs_backward(Tensor grad, Tensor swapped, int dim, float scale) -> Tensor");
+    m.def("max_min(Tensor input, int dim, float scale, bool save) -> (Tensor parts, Tensor signs)");
+    m.def("max_min_backward(Tensor grad, Tensor signs, int dim, float scale) -> Tensor");
     m.def(
         "l2_norm_pool2d(Tensor input, int kernel_height, int kernel_width, bool ceil_mode,"
         " float scale) -> Tensor");

@@ -1,7 +1,8 @@
-// Sorting of pairs. A row of pairs is `inner` first elements followed by `inner` second ones; with
-// inner = 1 the elements of a pair are neighbours. One byte a pair says whether it was swapped.
+// Sorting of pairs, and splitting into positive and negative parts. A row of pairs is `inner` first
+// elements followed by `inner` second ones; with inner = 1 the elements of a pair are neighbours. One
+// byte a pair says what the backward needs to know.
 
-// One byte a lane, 1 where the lanes of a comparison are true, and back.
+// One byte a lane, and back.
 template <class T>
 struct Flags {
     typedef typename IndexOf<T>::type I;
@@ -9,18 +10,17 @@ struct Flags {
     typedef int8_t Bytes
         __attribute__((vector_size(LIPFUSE_VECTOR_BYTES / sizeof(T)), aligned(1), may_alias));
 
-    static inline void write(uint8_t* p, Lanes m) {
-        *reinterpret_cast<Bytes*>(p) = __builtin_convertvector(m, Bytes) & int8_t(1);
+    static inline void write(uint8_t* p, Lanes m, int64_t n) {
+        if (n == Simd<T>::width)
+            *reinterpret_cast<Bytes*>(p) = __builtin_convertvector(m, Bytes);
+        else
+            for (int64_t i = 0; i < n; ++i) p[i] = uint8_t(m[i]);
     }
-    static inline Lanes read(const uint8_t* p) {
-        return __builtin_convertvector(*reinterpret_cast<const Bytes*>(p), Lanes) != 0;
-    }
-    static inline void write_some(uint8_t* p, Lanes m, int64_t n) {
-        for (int64_t i = 0; i < n; ++i) p[i] = m[i] != 0;
-    }
-    static inline Lanes read_some(const uint8_t* p, int64_t n) {
+    static inline Lanes read(const uint8_t* p, int64_t n) {
+        if (n == Simd<T>::width)
+            return __builtin_convertvector(*reinterpret_cast<const Bytes*>(p), Lanes);
         Lanes m = {};
-        for (int64_t i = 0; i < n; ++i) m[i] = p[i] ? -1 : 0;
+        for (int64_t i = 0; i < n; ++i) m[i] = p[i];
         return m;
     }
 };
@@ -104,12 +104,7 @@ static void sort_pairs(const E* in, int64_t rows, int64_t inner, int64_t length,
     for_pairs(in, rows, inner, length, out,
               [=](Vec<T>& first, Vec<T>& second, int64_t pair, int64_t n) LIPFUSE_INLINED {
                   const typename Flags<T>::Lanes swap = first > second;
-                  if (swapped) {
-                      if (n == Simd<T>::width)
-                          Flags<T>::write(swapped + pair, swap);
-                      else
-                          Flags<T>::write_some(swapped + pair, swap, n);
-                  }
+                  if (swapped) Flags<T>::write(swapped + pair, swap & 1, n);
                   swap_where<T>(swap, first, second);
                   first *= factor;
                   second *= factor;
@@ -123,10 +118,60 @@ static void swap_pairs(const E* in, const uint8_t* swapped, int64_t rows, int64_
     const Vec<T> factor = splat<T>(T(scale));
     for_pairs(in, rows, inner, length, out,
               [=](Vec<T>& first, Vec<T>& second, int64_t pair, int64_t n) LIPFUSE_INLINED {
-                  swap_where<T>(n == Simd<T>::width ? Flags<T>::read(swapped + pair)
-                                                    : Flags<T>::read_some(swapped + pair, n),
-                                first, second);
+                  swap_where<T>(Flags<T>::read(swapped + pair, n) != 0, first, second);
                   first *= factor;
                   second *= factor;
               });
+}
+
+// A comparison with NaN is false: it has both parts.
+template <class E>
+static void max_min(const E* in, int64_t rows, int64_t inner, int64_t length, double scale, E* out,
+                    uint8_t* signs) {
+    typedef C<E> T;
+    typedef typename Flags<T>::Lanes Lanes;
+    const Vec<T> factor = splat<T>(T(scale)), zero = {};
+    for (int64_t r = 0; r < rows; ++r) {
+        const E* from = in + r * inner;
+        E* to = out + 2 * r * inner;
+        for_vectors<T>(length, [=](int64_t i, int64_t n) LIPFUSE_INLINED {
+            const bool whole = n == Simd<T>::width;
+            const Vec<T> x = whole ? read(from + i) : read_some<E>(from + i, n);
+            const Lanes up = ~(x <= zero), down = ~(x >= zero);
+            const Vec<T> positive = factor * (up ? x : zero),
+                         negative = factor * (down ? -x : zero);
+            if (signs) Flags<T>::write(signs + r * inner + i, (up & 1) | (down & 2), n);
+            if (whole) {
+                write(to + i, positive);
+                write(to + inner + i, negative);
+            } else {
+                write_some<E>(to + i, positive, n);
+                write_some<E>(to + inner + i, negative, n);
+            }
+        });
+    }
+}
+
+template <class E>
+static void max_min_backward(const E* in, const uint8_t* signs, int64_t rows, int64_t inner,
+                             int64_t length, double scale, E* out) {
+    typedef C<E> T;
+    typedef typename Flags<T>::Lanes Lanes;
+    const Vec<T> factor = splat<T>(T(scale)), zero = {};
+    for (int64_t r = 0; r < rows; ++r) {
+        const E* from = in + 2 * r * inner;
+        E* to = out + r * inner;
+        for_vectors<T>(length, [=](int64_t i, int64_t n) LIPFUSE_INLINED {
+            const bool whole = n == Simd<T>::width;
+            const E *a = from + i, *b = a + inner;
+            const Vec<T> first = whole ? read(a) : read_some<E>(a, n);
+            const Vec<T> second = whole ? read(b) : read_some<E>(b, n);
+            const Lanes m = Flags<T>::read(signs + r * inner + i, n);
+            const Vec<T> sum = ((m & 1) != 0 ? first : zero) - ((m & 2) != 0 ? second : zero);
+            if (whole)
+                write(to + i, factor * sum);
+            else
+                write_some<E>(to + i, factor * sum, n);
+        });
+    }
 }

@@ -130,6 +130,14 @@ struct LayerKernels {
     // out = scale * the pairs, exchanged where swapped.
     void (*swap_pairs)(const E* in, const uint8_t* swapped, int64_t rows, int64_t inner,
                        int64_t length, double scale, E* out);
+    // Rows of `inner` numbers x, the first `length` of each: out has rows of scale * max(x, 0) and
+    // of scale * max(-x, 0) in turn. signs (may be null): one byte a number, 1 where x is not
+    // below or at zero, plus 2 where it is not above or at it.
+    void (*max_min)(const E* in, int64_t rows, int64_t inner, int64_t length, double scale, E* out,
+                    uint8_t* signs);
+    // Its adjoint: out = scale * (first row where signs have 1 - second row where they have 2).
+    void (*max_min_backward)(const E* in, const uint8_t* signs, int64_t rows, int64_t inner,
+                             int64_t length, double scale, E* out);
     // The rows of outputs [begin, end), counted over all images. Backward passes write all rows of
     // the input that belong to them.
     void (*average_pool)(const Pool& pool, int64_t begin, int64_t end, const E* in, Wide* scratch,

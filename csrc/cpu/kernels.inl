@@ -47,8 +47,9 @@ static constexpr Kernels<T> table() {
 
 template <class E>
 static constexpr LayerKernels<E> layer_table() {
-    return {sort_pairs<E>, swap_pairs<E>,      average_pool<E>, average_pool_backward<E>,
-            l2_pool<E>,    l2_pool_backward<E>};
+    return {sort_pairs<E>,       swap_pairs<E>,      max_min<E>,
+            max_min_backward<E>, average_pool<E>,    average_pool_backward<E>,
+            l2_pool<E>,          l2_pool_backward<E>};
 }
 
 extern const Kernels<float> float_kernels;

@@ -6,6 +6,10 @@
 #include <array>
 #include <memory>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include "operators.h"
 
 namespace lipfuse::cpu {
@@ -27,6 +31,19 @@ void by_element(const Tensor& t, F f) {
     }
 }
 
+// Asks for large pages where a large tensor's memory is new. Its first write otherwise takes a page
+// fault every 4 KiB, which costs several times what the pass itself does; NumPy asks for them too.
+inline void in_large_pages([[maybe_unused]] void* begin, [[maybe_unused]] size_t bytes) {
+#ifdef MADV_HUGEPAGE
+    constexpr uintptr_t page = uintptr_t(1) << 21;
+    const auto at = reinterpret_cast<uintptr_t>(begin);
+    const uintptr_t first = (at + page - 1) / page * page, last = (at + bytes) / page * page;
+    if (bytes >= 2 * page && first < last)  // may be refused: then the pages are small ones
+        madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
+// An uninitialised tensor where `like` is, whose strides fill a stretch of memory.
 inline Tensor make_strided(const Tensor& like, const Sizes& sizes, const Sizes& strides,
                            int32_t dtype) {
     const auto [device_type, device_index] = device_of(like);
@@ -34,7 +51,10 @@ inline Tensor make_strided(const Tensor& like, const Sizes& sizes, const Sizes& 
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()),
                                                            sizes.data(), strides.data(), dtype,
                                                            device_type, device_index, &handle));
-    return Tensor(handle);
+    Tensor out(handle);
+    if (device_type == aoti_torch_device_type_cpu())
+        in_large_pages(out.data_ptr(), static_cast<size_t>(out.numel()) * out.element_size());
+    return out;
 }
 inline int32_t dtype_of(const Tensor& t) {
     int32_t dtype;

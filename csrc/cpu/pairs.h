@@ -1,5 +1,5 @@
-// Pairs of neighbours along a dimension of a tensor of any layout: what the operators on them need to
-// have in memory.
+// Pairs along a dimension of a tensor of any layout, neighbours or the two halves of it: what the
+// operators on them need to have in memory.
 #pragma once
 
 #include "layout.h"
@@ -10,6 +10,23 @@ namespace lipfuse::cpu {
 struct Pairs {
     int64_t rows, inner;
 };
+
+// Calls f(first row, rows, offset into a row, length) from all threads.
+template <class F>
+void over_pairs(const Pairs& pairs, F f) {
+    const Parallel threads = torch_threads();
+    const int64_t elements = 2 * pairs.rows * pairs.inner;
+    const bool within = pairs.rows < 4 * threads.threads && pairs.inner > 1;
+    const int64_t units = within ? pairs.inner : pairs.rows;
+    const int tasks = tasks_for(threads, elements, units);
+    threads.for_each(tasks, [&](int t) {
+        const int64_t begin = units * t / tasks, end = units * (t + 1) / tasks;
+        if (within)
+            f(0, pairs.rows, begin, end - begin);
+        else
+            f(begin, end - begin, 0, pairs.inner);
+    });
+}
 
 inline size_t wrapped(int64_t dim, const Tensor& t) {
     const int64_t n = t.dim();
@@ -54,6 +71,37 @@ struct SortTensors {
     }
 };
 
+// A tensor and one of twice its size along dim, both dense and in the same order of dimensions: that
+// of the strides given, unless they leave it open.
+struct Doubled {
+    Sizes sizes, strides, twice_sizes, twice_strides;
+    int64_t inner;  // along dim
+
+    Doubled(const Tensor& t, int64_t dim)
+        : sizes(sizes_of(t)), strides(strides_of(t)), twice_sizes(sizes) {
+        const size_t d = wrapped(dim, t);
+        twice_sizes[d] = sizes[d] == 0 ? 0 : times(2, sizes[d]);
+        bool dense = t.numel() > 0 && is_dense(sizes, strides);
+        // A single element along dim leaves its stride open: any place among the other dimensions'
+        // will do.
+        if (dense && sizes[d] == 1) {
+            bool fits = strides[d] == 1;
+            for (size_t i = 0; i < sizes.size(); ++i)
+                fits = fits || (sizes[i] > 1 && strides[d] == strides[i] * sizes[i]);
+            dense = fits;
+        }
+        if (dense) {
+            twice_strides = strides;
+            for (size_t i = 0; i < sizes.size(); ++i)
+                if (i != d && strides[i] >= strides[d]) twice_strides[i] = 2 * strides[i];
+        } else {
+            strides = contiguous_strides(sizes);
+            twice_strides = contiguous_strides(twice_sizes);
+        }
+        inner = strides[d];
+    }
+};
+
 // Those of the backward. The layout is that of the flags, hence of the input, whatever the
 // gradient's is.
 struct SwapTensors {
@@ -62,37 +110,14 @@ struct SwapTensors {
 
     SwapTensors(const Tensor& grad, const Tensor& flags, int64_t dim)
         : in(grad), swapped(flags), out(grad) {
-        const size_t d = wrapped(dim, grad);
-        const Sizes sizes = sizes_of(grad);
-        Sizes half = sizes;
-        half[d] /= 2;
-        STD_TORCH_CHECK(sizes[d] % 2 == 0 && sizes_of(flags) == half,
+        const Doubled layout(flags, dim);
+        STD_TORCH_CHECK(sizes_of(grad) == layout.twice_sizes,
                         "lipfuse: swapped must have one element for each pair of grad");
         STD_TORCH_CHECK(flags.scalar_type() == ScalarType::Bool, "lipfuse: swapped must be bool");
-        const int64_t numel = grad.numel();
-        // A single pair along dim leaves its stride open: any place among the other dimensions'
-        // will do.
-        Sizes small = strides_of(flags);
-        bool dense = numel > 0 && is_dense(half, small);
-        if (dense && half[d] == 1) {
-            bool fits = small[d] == 1;
-            for (size_t i = 0; i < half.size(); ++i)
-                fits = fits || (half[i] > 1 && small[d] == small[i] * half[i]);
-            dense = fits;
-        }
-        Sizes strides;
-        if (dense) {
-            strides = small;
-            for (size_t i = 0; i < half.size(); ++i)
-                if (i != d && small[i] >= small[d]) strides[i] = 2 * small[i];
-        } else {
-            strides = contiguous_strides(sizes);
-            small = contiguous_strides(half);
-        }
-        in = with_strides(grad, strides);
-        swapped = with_strides(flags, small);
-        out = make_strided(in, sizes, strides, dtype_of(in));
-        pairs = {numel / std::max<int64_t>(1, 2 * strides[d]), strides[d]};
+        in = with_strides(grad, layout.twice_strides);
+        swapped = with_strides(flags, layout.strides);
+        out = make_strided(in, layout.twice_sizes, layout.twice_strides, dtype_of(in));
+        pairs = {flags.numel() / std::max<int64_t>(1, layout.inner), layout.inner};
     }
 };
 

@@ -3,23 +3,6 @@
 namespace lipfuse::cpu {
 namespace {
 
-// Calls f(first row, rows, offset into a row, length) from all threads.
-template <class F>
-void over_pairs(const Pairs& pairs, F f) {
-    const Parallel threads = torch_threads();
-    const int64_t elements = 2 * pairs.rows * pairs.inner;
-    const bool within = pairs.rows < 4 * threads.threads && pairs.inner > 1;
-    const int64_t units = within ? pairs.inner : pairs.rows;
-    const int tasks = tasks_for(threads, elements, units);
-    threads.for_each(tasks, [&](int t) {
-        const int64_t begin = units * t / tasks, end = units * (t + 1) / tasks;
-        if (within)
-            f(0, pairs.rows, begin, end - begin);
-        else
-            f(begin, end - begin, 0, pairs.inner);
-    });
-}
-
 std::tuple<Tensor, Tensor> sort_pairs(const Tensor& input, int64_t dim, double scale, bool save) {
     const SortTensors t(input, dim, save);
     if (t.in.numel() == 0) return {t.out, t.swapped};

@@ -193,6 +193,7 @@ BAD: list[tools.Refusal] = [
     (lambda: F.max_min(torch.tensor(1.0)), ValueError, ["input", "()", "at least 1"]),
     (lambda: F.max_min(torch.ones(2, 2), 2), ValueError, ["dim", "2", "[-2, 1]"]),
     (lambda: F.max_min(torch.ones(2, 2), 0.5), TypeError, ["dim", "0.5", "integer"]),
+    (lambda: F.max_min(torch.ones(2, 2), scale=0.0), ValueError, ["scale", "0.0", "positive"]),
     (lambda: F.group_sort(torch.ones(2, 5), 2), ValueError, ["group_size", "2", "5"]),
     (lambda: F.group_sort(torch.ones(2, 6), 0), ValueError, ["group_size", "0", ">= 1"]),
     (lambda: F.group_sort(torch.ones(2, 6), 2.0), TypeError, ["group_size", "2.0", "integer"]),

@@ -104,6 +104,16 @@ CASES: dict[str, tuple[str, tuple[Any, ...], str]] = {
     "symbol: steps": ("symbol_scores", (*SYMBOL, torch.ones(3), -1), "steps must be in"),
     "symbol: taps": ("symbol_bound", (torch.ones(2, 2, 3), [2**40], [4]), "product 3"),
     "pairs: flags": ("sort_pairs_backward", (PAIRS, FLAGS.long(), 1, 1.0), "swapped must be bool"),
+    "parts: signs": (
+        "max_min_backward",
+        (torch.ones(2, 6), torch.ones(2, 3), 1, 1.0),
+        "signs must be uint8",
+    ),
+    "parts: sizes": (
+        "max_min_backward",
+        (torch.ones(2, 5), torch.ones(2, 2, dtype=torch.uint8), 1, 1.0),
+        "signs must have one element",
+    ),
     "pool: empty": ("l2_norm_pool2d", (EMPTY, 2, 2, True, 1.0), "too large"),
     "pool: huge": (
         "scaled_avg_pool2d_backward",

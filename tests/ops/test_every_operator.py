@@ -41,7 +41,7 @@ def compared(case: Case, *results: list[Tensor]) -> list[tuple[Any, ...]]:
 
 # Activations, pools and symbols, which have other arguments and tests of their own, and what only
 # compiled code calls.
-_ELSEWHERE = ("sort_pairs", "l2_norm_pool2d", "scaled_avg_pool2d", "symbol", "evaluate")
+_ELSEWHERE = ("sort_pairs", "max_min", "l2_norm_pool2d", "scaled_avg_pool2d", "symbol", "evaluate")
 
 
 def test_there_is_a_case_for_every_operator() -> None:

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._checks import check_dim, check_positive, check_positive_int, check_tensor
+from ..ops.max_min import max_min as split
+from ..ops.max_min import takes as split_takes
 from ..ops.sort_pairs import sort_pairs, takes
 
 __all__ = [
@@ -25,7 +27,7 @@ __all__ = [
 ]
 
 
-def max_min(input: Tensor, dim: int | None = None) -> Tensor:
+def max_min(input: Tensor, dim: int | None = None, *, scale: float = 1.0) -> Tensor:
     r"""Concatenate the positive and the negative part of ``input``: a 1-Lipschitz MaxMin.
 
     .. math:: \mathrm{out} = [\max(x, 0),\; \max(-x, 0)]
@@ -36,13 +38,15 @@ def max_min(input: Tensor, dim: int | None = None) -> Tensor:
         input: tensor of at least one dimension, floating-point.
         dim: the dimension along which the two parts are laid, which the output doubles. ``None``
             means the channel dimension: 1, or 0 for a tensor of one dimension.
+        scale: what to multiply the result by: the Lipschitz constant, positive and finite.
 
     Returns:
         A tensor like ``input`` with twice the size along ``dim``.
 
     Raises:
         TypeError: if ``input`` is not a floating-point tensor or ``dim`` not an integer.
-        ValueError: if ``input`` has no dimension, or none called ``dim``.
+        ValueError: if ``input`` has no dimension, or none called ``dim``, or ``scale`` is not
+            positive and finite.
 
     References:
         M. Blot, M. Cord, N. Thome, *Max-min convolutional neural networks for image
@@ -52,7 +56,11 @@ def max_min(input: Tensor, dim: int | None = None) -> Tensor:
     if dim is None:
         dim = 0 if input.dim() == 1 else 1
     dim = check_dim("dim", dim, input.dim())
-    return torch.cat((F.relu(input), F.relu(-input)), dim=dim)
+    scale = check_positive("scale", scale)
+    if split_takes(input):
+        return split(input, dim - input.dim(), scale)
+    out = torch.cat((F.relu(input), F.relu(-input)), dim=dim)
+    return out if scale == 1.0 else out * scale
 
 
 def _sort_pairs(input: Tensor, dim: int, scale: float = 1.0) -> Tensor:

@@ -420,10 +420,7 @@ def frobenius_normalize(
     # Views cost more than the division of a small weight: only where they are needed.
     in_place = order == sorted(order)
     moved = w if in_place else w.permute(order)
-    rows = moved if len(dims) == 1 else moved.flatten(w.dim() - len(dims))
-    out, _ = ops.frobenius_normalize(rows, eps, scale)
-    if len(dims) > 1:
-        out = out.reshape(moved.shape)
+    out = ops.frobenius_normalize(moved, eps, scale, len(dims))
     if not in_place:
         out = out.permute([order.index(d) for d in range(w.dim())])
     return out.to(weight.dtype)

@@ -49,7 +49,7 @@ class MaxMin(nn.Module, LipschitzModule):
         self._dim = dim
 
     def forward(self, input: Tensor) -> Tensor:
-        return _scaled(F.max_min(input, self._dim), self._k)
+        return F.max_min(input, self._dim, scale=self._k)
 
     def vanilla_export(self) -> nn.Module:
         dim, k = self._dim, self._k

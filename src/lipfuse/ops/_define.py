@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lipfuse import _native, reference
+from lipfuse.ops._layout import FLOATING
 
 _library = torch.library.Library("lipfuse", "FRAGMENT")
 
@@ -238,6 +239,18 @@ def is_worth_an_operator(input: Tensor) -> bool:
 def in_compiled_code() -> bool:
     """Whether a compiler is making code that will run here, without transforms."""
     return torch.compiler.is_compiling() and _to_run_here()
+
+
+def takes(op: Any) -> Callable[[Tensor], bool]:
+    """Says of tensors whether a layer's ``op`` has a kernel for them, and nothing needs torch's."""
+    devices = devices_with_kernels(op)
+
+    def taken(input: Tensor) -> bool:
+        return (
+            input.device.type in devices and is_worth_an_operator(input) and input.dtype in FLOATING
+        )
+
+    return taken
 
 
 @torch.compiler.assume_constant_result

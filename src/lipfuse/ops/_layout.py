@@ -29,6 +29,24 @@ def contiguous_strides(shape: Sequence[int]) -> list[int]:
     return strides
 
 
+def doubled_strides(tensor: Tensor, dim: int) -> tuple[list[int], list[int]]:
+    """The strides of a tensor and of one of twice its size along ``dim``, both dense.
+
+    The order of the dimensions is that of the tensor's strides, unless they leave it open: where
+    there is a single element along ``dim``, its stride must be a place among the others'.
+    """
+    shape, strides, dim = list(tensor.shape), list(tensor.stride()), dim % tensor.dim()
+    dense = tensor.numel() > 0 and is_dense(shape, strides)
+    if dense and shape[dim] == 1:
+        places = [s * n for s, n in zip(strides, shape, strict=True) if n > 1]
+        dense = strides[dim] == 1 or strides[dim] in places
+    if dense:
+        inner = strides[dim]
+        return strides, [2 * s if i != dim and s >= inner else s for i, s in enumerate(strides)]
+    twice = [2 * n if i == dim else n for i, n in enumerate(shape)]
+    return contiguous_strides(shape), contiguous_strides(twice)
+
+
 def _channels_last_strides(shape: Sequence[int]) -> list[int]:
     channels, height, width = (max(1, n) for n in shape[-3:])
     strides = [1, channels * width, channels]

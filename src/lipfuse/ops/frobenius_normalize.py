@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from lipfuse import reference
-from lipfuse.ops._define import define, differentiable, once_differentiable
+from lipfuse.ops._define import (
+    define,
+    differentiable,
+    goes_direct,
+    once_differentiable,
+    short_cut,
+)
 
 
 def _fake(weight: Tensor, eps: float, scale: float) -> tuple[Tensor, Tensor]:
@@ -25,27 +31,63 @@ _normalize = define("frobenius_normalize", _fake)
 _normalize_backward = once_differentiable(define("frobenius_normalize_backward", _fake_backward))
 
 
+def _rows(weight: Tensor, dims: int) -> Tensor:
+    return weight if dims == 1 else weight.flatten(-dims)
+
+
+def _unrows(rows: Tensor, weight: Tensor, dims: int) -> Tensor:
+    return rows if dims == 1 else rows.reshape(weight.shape)
+
+
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(inputs[0], *output)
-    ctx.eps, ctx.scale = inputs[1], inputs[2]
+    ctx.settings = inputs[1:]
+
+
+def _gradient(
+    grad: Tensor,
+    weight: Tensor,
+    normalized: Tensor,
+    norm: Tensor,
+    eps: float,
+    scale: float,
+    dims: int = 1,
+) -> Tensor:
+    grad = _rows(grad, dims)
+    if torch.is_grad_enabled():  # a second derivative is wanted: plain formulas in W
+        rows = _rows(weight, dims)
+        norm = torch.linalg.vector_norm(rows, dim=-1)
+        rows = rows * (scale / norm.clamp_min(eps)).unsqueeze(-1)
+        out = reference.frobenius_normalize_backward(grad, rows, norm, eps, scale)
+    else:
+        out = _normalize_backward(grad, _rows(normalized, dims), norm, eps, scale)
+    return _unrows(out, weight, dims)
 
 
 def _backward(ctx: Any, grad: Optional[Tensor], *_: Any) -> tuple[Any, ...]:
-    if grad is None:
-        return None, None, None
-    weight, normalized, norm = ctx.saved_tensors
-    if torch.is_grad_enabled():  # a second derivative is wanted: plain formulas in W
-        norm = torch.linalg.vector_norm(weight, dim=-1)
-        normalized = weight * (ctx.scale / norm.clamp_min(ctx.eps)).unsqueeze(-1)
-        plain = reference.frobenius_normalize_backward
-        return plain(grad, normalized, norm, ctx.eps, ctx.scale), None, None
-    return _normalize_backward(grad, normalized, norm, ctx.eps, ctx.scale), None, None
+    out = None if grad is None else _gradient(grad, *ctx.saved_tensors, *ctx.settings)
+    return out, None, None
 
 
 _call = differentiable(_normalize, _setup, _backward, auxiliary=(1,))
 
 
-def frobenius_normalize(weight: Tensor, eps: float, scale: float) -> tuple[Tensor, Tensor]:
-    """``(scale * rows / norm, norm)``; the norms are not differentiable here."""
-    out, norm = _call(weight, eps, scale)
-    return out, norm
+def _normalize_weight(weight: Tensor, eps: float, scale: float, dims: int) -> tuple[Tensor, Tensor]:
+    rows, norm = _normalize(_rows(weight, dims), eps, scale)
+    return _unrows(rows, weight, dims), norm
+
+
+def _backward_weight(ctx: Any, grad: Optional[Tensor]) -> tuple[Any, ...]:
+    return *_backward(ctx, grad), None
+
+
+_short_cut = short_cut("lipfuse::frobenius_weight", _normalize_weight, _setup, _backward_weight)
+
+
+def frobenius_normalize(weight: Tensor, eps: float, scale: float, dims: int = 1) -> Tensor:
+    """``scale * weight / norm``; the last ``dims`` dimensions make up one vector."""
+    if not torch.compiler.is_compiling() and goes_direct(weight):
+        out: Tensor = _short_cut(weight, eps, scale, dims)
+        return out
+    rows, _ = _call(_rows(weight, dims), eps, scale)
+    return _unrows(rows, weight, dims)

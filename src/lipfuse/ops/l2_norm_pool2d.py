@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 
 from lipfuse import reference
+from lipfuse.ops import _define
 from lipfuse.ops._define import (
     define,
-    devices_with_kernels,
     differentiable,
-    is_worth_an_operator,
     once_differentiable,
     quick,
 )
-from lipfuse.ops._layout import FLOATING, empty_image
+from lipfuse.ops._layout import empty_image
 
 
 def pooled_size(size: int, kernel: int, ceil_mode: bool) -> int:
@@ -95,9 +94,4 @@ def l2_norm_pool2d(
     return out
 
 
-_devices = devices_with_kernels(_pool)
-
-
-def takes(input: Tensor) -> bool:
-    """Whether there is a kernel for this tensor, and nothing that calls for plain torch."""
-    return input.device.type in _devices and is_worth_an_operator(input) and input.dtype in FLOATING
+takes = _define.takes(_pool)

@@ -6,14 +6,13 @@ from typing import Any, Optional
 
 from torch import Tensor
 
+from lipfuse.ops import _define
 from lipfuse.ops._define import (
     define,
-    devices_with_kernels,
     differentiable,
-    is_worth_an_operator,
     quick,
 )
-from lipfuse.ops._layout import FLOATING, empty_image
+from lipfuse.ops._layout import empty_image
 from lipfuse.ops.l2_norm_pool2d import pooled_size
 
 
@@ -78,9 +77,4 @@ def scaled_avg_pool2d(
     return out
 
 
-_devices = devices_with_kernels(_pool)
-
-
-def takes(input: Tensor) -> bool:
-    """Whether there is a kernel for this tensor, and nothing that calls for plain torch."""
-    return input.device.type in _devices and is_worth_an_operator(input) and input.dtype in FLOATING
+takes = _define.takes(_pool)

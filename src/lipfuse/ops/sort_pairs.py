@@ -7,14 +7,13 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
+from lipfuse.ops import _define
 from lipfuse.ops._define import (
     define,
-    devices_with_kernels,
     differentiable,
-    is_worth_an_operator,
     quick,
 )
-from lipfuse.ops._layout import FLOATING, contiguous_strides, is_dense
+from lipfuse.ops._layout import contiguous_strides, doubled_strides, is_dense
 
 
 def _fake(input: Tensor, dim: int, scale: float, save: bool) -> tuple[Tensor, Tensor]:
@@ -31,18 +30,8 @@ def _fake(input: Tensor, dim: int, scale: float, save: bool) -> tuple[Tensor, Te
 
 
 def _fake_backward(grad: Tensor, swapped: Tensor, dim: int, scale: float) -> Tensor:
-    shape, half, strides = list(grad.shape), list(swapped.shape), list(swapped.stride())
-    dim %= len(shape)
-    inner = strides[dim]
-    dense = grad.numel() > 0 and is_dense(half, strides)
-    if dense and half[dim] == 1:
-        places = [s * n for s, n in zip(strides, half, strict=True) if n > 1]
-        dense = inner == 1 or inner in places
-    if dense:
-        strides = [2 * s if i != dim and s >= inner else s for i, s in enumerate(strides)]
-    else:
-        strides = contiguous_strides(shape)
-    return torch.empty_strided(shape, strides, dtype=grad.dtype, device=grad.device)
+    _, strides = doubled_strides(swapped, dim)
+    return torch.empty_strided(grad.shape, strides, dtype=grad.dtype, device=grad.device)
 
 
 _sort = define("sort_pairs", _fake)
@@ -52,18 +41,6 @@ _swap = define("sort_pairs_backward", _fake_backward)
 def _setup_swap(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     _, swapped, ctx.dim, ctx.scale = inputs
     ctx.save_for_backward(swapped)
-
-
-def _backward_of_swap(ctx: Any, grad: Optional[Tensor]) -> tuple[Any, ...]:
-    if grad is None:
-        return None, None, None, None
-    return _call_swap(grad, *ctx.saved_tensors, ctx.dim, ctx.scale), None, None, None
-
-
-# The Jacobian is constant and symmetric: the derivative of the backward is the backward.
-_call_swap = quick(
-    _swap, differentiable(_swap, _setup_swap, _backward_of_swap, auxiliary=(), autocast=False)
-)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -77,6 +54,8 @@ def _backward(ctx: Any, grad: Optional[Tensor], *_: Any) -> tuple[Any, ...]:
     return _call_swap(grad, *ctx.saved_tensors, ctx.dim, ctx.scale), None, None, None
 
 
+# The Jacobian is constant and symmetric: the derivative of the backward is the backward.
+_call_swap = quick(_swap, differentiable(_swap, _setup_swap, _backward, (), autocast=False))
 _call = quick(_sort, differentiable(_sort, _setup, _backward, auxiliary=(1,), autocast=False))
 
 
@@ -90,9 +69,4 @@ def sort_pairs(input: Tensor, dim: int, scale: float = 1.0) -> Tensor:
     return out
 
 
-_devices = devices_with_kernels(_sort)
-
-
-def takes(input: Tensor) -> bool:
-    """Whether there is a kernel for this tensor, and nothing that calls for plain torch."""
-    return input.device.type in _devices and is_worth_an_operator(input) and input.dtype in FLOATING
+takes = _define.takes(_sort)

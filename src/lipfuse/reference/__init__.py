@@ -22,6 +22,7 @@ from lipfuse.reference.frobenius_normalize import (
 )
 from lipfuse.reference.l2_norm_pool2d import l2_norm_pool2d, l2_norm_pool2d_backward
 from lipfuse.reference.largest_use import largest_use, pixel_at
+from lipfuse.reference.max_min import max_min, max_min_backward
 from lipfuse.reference.orthogonalize import (
     GRADIENT_FLOOR,
     foreach_orthogonalize,
@@ -54,6 +55,8 @@ __all__ = [
     "l2_norm_pool2d",
     "l2_norm_pool2d_backward",
     "largest_use",
+    "max_min",
+    "max_min_backward",
     "orthogonalize",
     "orthogonalize_backward",
     "pixel_at",
