@@ -47,11 +47,14 @@ inline constexpr int64_t shared_bytes(int64_t fixed) {
     return (fixed + 15) / 16 * 16;
 }
 
-// Whether a team shares one tile's depth out, and over how many blocks.
+// Whether a team shares one tile's depth out, and over how many blocks: as many as have a share
+// where each is rounded up to whole chunks.
 inline LIPFUSE_DEVICE int depth_splits(int64_t tiles, int64_t blocks, int64_t depth) {
     if (depth < 256 || 2 * tiles > blocks) return 1;
-    const int64_t most = depth / 128;
-    return static_cast<int>(blocks / tiles < most ? blocks / tiles : most);
+    const int64_t most = depth / 128, splits = blocks / tiles < most ? blocks / tiles : most;
+    const int64_t step =
+        (depth / splits + SplitTile::depth - 1) / SplitTile::depth * SplitTile::depth;
+    return static_cast<int>((depth + step - 1) / step);
 }
 
 struct Sum {

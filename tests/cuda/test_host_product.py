@@ -60,9 +60,12 @@ def test_symmetric_product_is_exactly_symmetric(programs, dtype, products, n):
     assert all((y == y.T).all() for y in found)
 
 
-@pytest.mark.parametrize("symmetric", [0, 1])
-def test_blocks_share_the_depth_of_a_tile(programs, symmetric):
-    a, x = random(0, 70, 600).astype(np.float32), random(1, 70, 70).astype(np.float32)
+# Depths that blocks cannot share evenly: a little is over, or the last blocks have nothing to do.
+@pytest.mark.parametrize(
+    "symmetric, n, k", [(0, 70, 600), (1, 70, 600), (0, 40, 900), (0, 40, 1290)]
+)
+def test_blocks_share_the_depth_of_a_tile(programs, symmetric, n, k):
+    a, x = random(0, n, k).astype(np.float32), random(1, n, n).astype(np.float32)
     x += x.T
     b = np.ascontiguousarray(a.T)
     settings = {"symmetric": symmetric, "products": "split", "resident": 13}
