@@ -63,6 +63,7 @@ ADDED: dict[str, tuple[tuple[str, ...], str]] = {
     "SpectralConvTranspose2d": (CONVOLUTION, METHOD),
     "SpectralLinear": (("device", "dtype", "method"), f"{DEVICE_AND_DTYPE}; {METHOD}"),
     "group_sort": (("scale",), "by keyword: multiplies in the same pass"),
+    "max_min": (("scale",), "by keyword: multiplies in the same pass"),
 }
 
 # (name, argument): their default, ours, the reason.
