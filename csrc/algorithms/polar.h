@@ -105,8 +105,7 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
     auto reached = [&] {
         if (info.residual > goal) return false;
         const double overshoot = 2 * std::max(std::min(tolerance, polar_overshoot), floor);
-        return info.residual <= overshoot ||
-               largest_ritz_value(backend, r, n, 8) <= 0.8 * overshoot;
+        return info.residual <= overshoot || ritz_values_below(backend, r, n, 8, 0.8 * overshoot);
     };
     // A singular value this far below the largest is rounding noise; it is not blown up to 1.
     const double most_gain = 1 / (8 * rounding * std::sqrt(double(n)));

@@ -127,13 +127,46 @@ LIPFUSE_DEVICE void damped_inverse(Backend& backend, T* h, double l, int64_t n, 
     backend.release(mark);
 }
 
+// K and what was before it, after the first step of Chebyshev's iteration from K = start C and nothing
+// before. A backend that need not write both first overloads this.
+template <class Backend, class T>
+LIPFUSE_DEVICE void first_sylvester_step(Backend& backend, const T* h, const T* c, T start, T fd,
+                                         T fr, T* k, T* previous, int64_t n) {
+    backend.axpby(n * n, start, c, T(0), static_cast<const T*>(nullptr), k);
+    backend.fill(previous, n * n, T(0));
+    backend.sylvester_step(h, k, c, fd, fr, previous, n);
+}
+
+// *k <- K with HK + KH = C, up to `tolerance`, for a symmetric H with eigenvalues in [l, 1] and a
+// skew-symmetric C. The error falls to 1 / T_j(sigma) after j - 1 products.
+template <class Backend, class T>
+LIPFUSE_DEVICE void solve_by_chebyshev(Backend& backend, const T* h, const T* c, double l,
+                                       double tolerance, int64_t n, T** k, T** previous) {
+    const double theta = 1 + l, delta = 1 - l;  // h_i + h_j lies in [2l, 2]
+    const double sigma = theta / delta;
+    double rho = 1 / sigma, reduction = 1 / sigma;
+    bool first = true;
+    do {
+        const double next = 1 / (2 * sigma - rho);
+        const T fd = T(next * rho), fr = T(2 * next / delta);
+        if (first)
+            first_sylvester_step(backend, h, c, T(1 / theta), fd, fr, *k, *previous, n);
+        else
+            backend.sylvester_step(h, static_cast<const T*>(*k), c, fd, fr, *previous, n);
+        exchange(*k, *previous);
+        first = false;
+        reduction *= next;
+        rho = next;
+    } while (reduction > tolerance);
+}
+
 // The gradient of the polar factor. With A = QᵀG and H = QᵀW, K solves HK + KH = A - Aᵀ and
 //   dL/dW = Q K + (G - Q A) H^(-1),
 // whatever the forward did. The operator K -> HK + KH has eigenvalues h_i + h_j, known from the
 // forward's estimate, so Chebyshev's iteration needs one product a step and no inner product; wide
 // spectra are narrowed first. Singular values below polar_gradient_floor times the largest count
 // as that, which bounds a gradient that is unbounded in theory.
-// The tangent gradient takes H = I.
+// The tangent gradient takes H = I; a W that was orthogonal already, up to a factor, has an H like that.
 template <class Backend>
 LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Scalar* g,
                                    const typename Backend::Scalar* w,
@@ -157,48 +190,52 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
     side.cross(q, g, a, false);  // scale * QᵀG
     T* c = backend.allocate(n * n);
     const double norm = std::sqrt(backend.skew(a, n, c));
-    if (tangent) {
-        // Q (A - Aᵀ) / 2 + (G - Q A), all times scale; q² carries 1 / scale
-        backend.axpby(n * n, T(0.5 / scale), c, T(square ? 0 : -1 / scale), a, k);
-        side.apply(q, k, false, out, T(1), square ? T(0) : T(scale), g);
+    if (tangent || low == high) {
+        // H = h I: (Q (A - Aᵀ) / 2 + (G - Q A)) / h, all times scale; q² carries 1 / scale
+        const double h = tangent ? 1 : low;
+        backend.axpby(n * n, T(0.5 / (scale * h)), c, T(square ? 0 : -1 / (scale * h)), a, k);
+        side.apply(q, k, false, out, T(1), square ? T(0) : T(scale / h), g);
         backend.release(mark);
         return;
     }
     // In units of the largest singular value: l is the smallest, or where the gradient is cut off.
-    double l = std::max(low, polar_gradient_floor * high) / high;
+    const double cut = std::max(low, polar_gradient_floor * high);
+    double l = cut / high;
     T* product = square ? a : backend.allocate(n * n);  // A itself is of no further use then
     T* previous = backend.allocate(n * n);
+    const T* solution = c;  // times `unit`: K of (scale H) K + K (scale H) = scale (QᵀG - GᵀQ)
+    double unit = 1 / (scale * (high + cut));
     if (norm > 0 && (1 - l) / (1 + l) > tolerance) {
         T* h = backend.allocate(n * n);
-        auto e = backend.epilogue(h);
-        e.acc[0] = T(1 / (scale * high));
-        side.cross(q, w, e, true);  // H / high
-        if constexpr (Backend::inverts) {
-            if (low > polar_backward_rational_from * high)
-                while (l < polar_rational_below)
-                    l = rational_step(backend, l, 0.1 * tolerance, n, &c, &h, &k);
+        bool by_inverse = false;
+        if constexpr (Backend::inverts) by_inverse = !square && l >= polar_rational_below;
+        if (by_inverse) {
+            // P = H⁻¹ is there already, and PK + KP = PCP costs less than H does: H <- cut P, whose
+            // eigenvalues lie in [l, 1] as well, and C <- HCH.
+            if constexpr (Backend::inverts) {
+                backend.axpby(n * n, T(cut), inverse_root, T(0), none, h);
+                backend.multiply(backend.view(h, n, n), backend.view(c, n, n), k, false);
+                backend.multiply(backend.view(k, n, n), backend.view(h, n, n), backend.epilogue(c),
+                                 Mirror::skew);
+            }
+            unit = 1 / (scale * cut);
+        } else {
+            auto e = backend.epilogue(h);
+            e.acc[0] = T(1 / (scale * high));
+            side.cross(q, w, e, true);  // H / high
+            if constexpr (Backend::inverts) {
+                if (low > polar_backward_rational_from * high)
+                    while (l < polar_rational_below)
+                        l = rational_step(backend, l, 0.1 * tolerance, n, &c, &h, &k);
+            }
+            while (l < polar_rational_below) l = cubic_step(backend, l, n, &c, &h, &k, product);
+            unit = 1 / (scale * high);
         }
-        while (l < polar_rational_below) l = cubic_step(backend, l, n, &c, &h, &k, product);
-        const double theta = 1 + l, delta = 1 - l;  // h_i + h_j lies in [2l, 2]
-        backend.axpby(n * n, T(1 / theta), c, T(0), none, k);
-        backend.fill(previous, n * n, T(0));
-        // Chebyshev's iteration: the error falls to 1 / T_j(sigma) after j - 1 products.
-        const double sigma = theta / delta;
-        double rho = 1 / sigma, reduction = 1 / sigma;
-        while (reduction > tolerance) {
-            const double next = 1 / (2 * sigma - rho);
-            backend.sylvester_step(h, k, c, T(next * rho), T(2 * next / delta), previous, n);
-            exchange(k, previous);
-            reduction *= next;
-            rho = next;
-        }
-        backend.axpby(n * n, T(1 / (scale * high)), k, T(0), none, k);
-    } else {
-        backend.axpby(n * n, T(1 / (scale * (high + std::max(low, l * high)))), c, T(0), none, k);
+        solve_by_chebyshev(backend, h, c, l, tolerance, n, &k, &previous);
+        solution = k;
     }
-    // k solves (scale H) K + K (scale H) = scale (QᵀG - GᵀQ), so K is the one of the formula.
     if (square) {
-        side.apply(q, k, false, out, T(1), T(0), nullptr);  // (scale Q) K
+        side.apply(q, solution, false, out, T(unit), T(0), nullptr);  // (scale Q) K
     } else {
         if (low < polar_gradient_floor * high) {  // the forward's H^(-1) has no such bound
             T* damped = backend.allocate(n * n);
@@ -209,14 +246,13 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
             backend.axpby(n * n, T(1 / high), damped, T(0), none, damped);
             inverse_root = damped;
         }
-        // scale (Q K + (G - Q A) H⁻¹) = (scale Q)(K - A H⁻¹) + scale G H⁻¹, A = a / scale
+        // scale (Q K + (G - Q A) H⁻¹) = scale ((scale Q)(K - A H⁻¹) / scale + G H⁻¹), A = a / scale
         auto e = backend.epilogue(product);
-        e.acc[0] = T(-1 / scale);
-        e.x[0] = k;
-        e.x0[0] = T(1);
+        e.acc[0] = T(-1 / (scale * scale));
+        e.x[0] = solution;
+        e.x0[0] = T(unit / scale);
         backend.multiply(backend.view(a, n, n), backend.view(inverse_root, n, n), e, false);
-        side.apply(q, product, false, out, T(1), T(0), nullptr);
-        side.apply(g, inverse_root, false, out, T(scale), T(1), out);
+        side.apply_both(q, product, g, inverse_root, T(scale), out);
     }
     backend.release(mark);
 }

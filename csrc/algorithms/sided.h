@@ -8,6 +8,18 @@
 
 namespace lipfuse {
 
+// out = alpha (A B + C D); a backend that does both at once overloads this.
+template <class Backend, class View, class T>
+LIPFUSE_DEVICE void multiply_both(Backend& backend, View a, View b, View c, View d, T alpha,
+                                  T* out) {
+    auto e = backend.epilogue(out);
+    e.acc[0] = alpha;
+    backend.multiply(a, b, e, false);
+    e.x[0] = out;
+    e.x0[0] = T(1);
+    backend.multiply(c, d, e, false);
+}
+
 // A matrix and which side of it is the smaller one. For a wide matrix every formula below holds
 // for the transpose, so the products swap their operands: small matrices multiply from the left.
 template <class Backend>
@@ -51,6 +63,16 @@ struct Sided {
             backend.multiply(transpose_m ? b : b.transposed(), a, epilogue, false);
         else
             backend.multiply(a, transpose_m ? b.transposed() : b, epilogue, false);
+    }
+    // out = alpha (X M + Y N)
+    LIPFUSE_DEVICE void apply_both(const T* x, const T* m, const T* y, const T* n, T alpha,
+                                   T* out) {
+        auto a = backend.view(x, rows, cols), b = backend.view(m, small, small);
+        auto c = backend.view(y, rows, cols), d = backend.view(n, small, small);
+        if (left)
+            multiply_both(backend, b.transposed(), a, d.transposed(), c, alpha, out);
+        else
+            multiply_both(backend, a, b, c, d, alpha, out);
     }
 };
 
