@@ -192,19 +192,27 @@ static void sweep(const T* a, int64_t cols, int64_t stride, const T* v, int64_t 
     // Four rows at a time share the loads of v and of s.
     for (; r + 4 <= row_end; r += 4) {
         const T* p = a + r * stride;
-        Vec<T> d[4] = {};
+        Vec<T> d[4] = {}, e[4] = {};
         int64_t j = 0;
+        for (; j + 2 * w <= cols; j += 2 * w) {
+            const Vec<T> x = load(v + j), y = load(v + j + w);
+#pragma GCC unroll 4
+            for (int q = 0; q < 4; ++q) {
+                d[q] += x * load(p + q * stride + j);
+                e[q] += y * load(p + q * stride + j + w);
+            }
+        }
         for (; j + w <= cols; j += w) {
             const Vec<T> x = load(v + j);
 #pragma GCC unroll 4
             for (int q = 0; q < 4; ++q) d[q] += x * load(p + q * stride + j);
         }
         T c[4];
-        for (int q = 0; q < 4; ++q) {
-            T rest = sum<T>(d[q]);
-            for (int64_t i = j; i < cols; ++i) rest += p[q * stride + i] * v[i];
-            t[r + q] = c[q] = rest;
-        }
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; ++q) c[q] = sum<T>(d[q] + e[q]);
+        for (int64_t i = j; i < cols; ++i)
+            for (int q = 0; q < 4; ++q) c[q] += p[q * stride + i] * v[i];
+        for (int q = 0; q < 4; ++q) t[r + q] = c[q];
         if (!s) continue;
         for (j = 0; j + w <= cols; j += w) {
             Vec<T> y = load(s + j);
