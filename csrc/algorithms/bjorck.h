@@ -7,7 +7,7 @@
 
 #include "device.h"
 #include "gram_bound.h"
-#include "polar.h"
+#include "sided.h"
 
 namespace lipfuse {
 

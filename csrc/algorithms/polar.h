@@ -1,5 +1,5 @@
 // The polar factor Q of W = Q H (Q with orthonormal columns or rows, H symmetric positive), which
-// is what Björck's iteration converges to, and the exact gradient of W -> Q.
+// is what Björck's iteration converges to.
 //
 // Everything but the first and the last product happens on the smaller side: with S = WᵀW, a
 // polynomial p with sqrt(x) p(x) = 1 on the spectrum of S gives Q = W p(S). One polynomial does
@@ -14,132 +14,13 @@
 
 #include "device.h"
 #include "cholesky.h"
+#include "evaluate.h"
 #include "halley.h"
 #include "minimax.h"
-#include "mirror.h"
+#include "sided.h"
 #include "spectrum.h"
 
 namespace lipfuse {
-
-// A matrix and which side of it is the smaller one. For a wide matrix every formula below holds
-// for the transpose, so the products swap their operands: small matrices multiply from the left.
-template <class Backend>
-struct Sided {
-    using T = typename Backend::Scalar;
-    Backend& backend;
-    int64_t rows, cols;
-    bool left = rows < cols;
-    int64_t small = std::min(rows, cols), big = std::max(rows, cols);
-
-    // XᵀY on the small side (small x small)
-    template <class Epilogue>
-    LIPFUSE_DEVICE void cross(const T* x, const T* y, const Epilogue& epilogue, bool symmetric) {
-        auto a = backend.view(x, rows, cols), b = backend.view(y, rows, cols);
-        if (left)
-            backend.multiply(a, b.transposed(), epilogue, symmetric);
-        else
-            backend.multiply(a.transposed(), b, epilogue, symmetric);
-    }
-    LIPFUSE_DEVICE void cross(const T* x, const T* y, T* out, bool symmetric) {
-        cross(x, y, backend.epilogue(out), symmetric);
-    }
-    LIPFUSE_DEVICE void gram(const T* x, T* out) { cross(x, x, out, true); }
-    // out = XᵀX - I
-    LIPFUSE_DEVICE void deviation(const T* x, T* out) {
-        auto epilogue = backend.epilogue(out);
-        epilogue.diagonal[0] = T(-1);
-        cross(x, x, epilogue, true);
-    }
-    // out = alpha X M + beta Y, M small x small; out may be Y
-    LIPFUSE_DEVICE void apply(const T* x, const T* m, bool transpose_m, T* out, T alpha, T beta,
-                              const T* y) {
-        auto a = backend.view(x, rows, cols), b = backend.view(m, small, small);
-        auto epilogue = backend.epilogue(out);
-        epilogue.acc[0] = alpha;
-        if (beta != T(0)) {
-            epilogue.x[0] = y;
-            epilogue.x0[0] = beta;
-        }
-        if (left)
-            backend.multiply(transpose_m ? b : b.transposed(), a, epilogue, false);
-        else
-            backend.multiply(a, transpose_m ? b.transposed() : b, epilogue, false);
-    }
-};
-
-// P = p(S / high) / sqrt(high) for S = I + R. R is what is kept of S: near an orthogonal matrix it
-// holds the digits that S would lose. `result` and the two arrays of scratch may change places.
-template <class Backend, class T>
-LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high, const T* r, int64_t n,
-                             T** result, T** scratch) {
-    T* out = *result;
-    // E = alpha R + gamma I, spelled out in every epilogue below.
-    const double low = p.l * p.l, unit = 1 / std::sqrt(high);
-    const double alpha = 2 / (high * (1 - low)), gamma = alpha - (1 + low) / (1 - low);
-    auto view = [&](const T* x) { return backend.view(x, n, n); };
-    if (p.degree == 1) {
-        backend.combine(T(unit * p.c[1] * alpha), r, n, T(unit * (p.c[0] + p.c[1] * gamma)), out);
-        return;
-    }
-    if (p.degree == 2) {  // E² = alpha² R² + 2 alpha gamma R + gamma² I
-        auto e = backend.epilogue(out);
-        e.x[0] = r;
-        e.acc[0] = T(unit * p.c[2] * alpha * alpha);
-        e.x0[0] = T(unit * (2 * p.c[2] * alpha * gamma + p.c[1] * alpha));
-        e.diagonal[0] = T(unit * (p.c[2] * gamma * gamma + p.c[1] * gamma + p.c[0]));
-        backend.multiply(view(r), view(r), e, true);
-        return;
-    }
-    T* e2 = scratch[0];
-    T* m = scratch[1];
-    // First product: E² and, from the same accumulator, q2 E² + q1 E + q0 I.
-    const double q2 = p.degree == 4 ? p.c[4] : p.a, q1 = p.degree == 4 ? p.c[3] : p.b,
-                 q0 = p.degree == 4 ? p.c[2] : 0;
-    auto first = backend.epilogue(e2);
-    first.outputs = 2;
-    first.out[1] = m;
-    first.x[0] = r;
-    first.acc[0] = T(alpha * alpha);
-    first.x0[0] = T(2 * alpha * gamma);
-    first.diagonal[0] = T(gamma * gamma);
-    first.acc[1] = T(q2 * alpha * alpha);
-    first.x0[1] = T(2 * q2 * alpha * gamma + q1 * alpha);
-    first.diagonal[1] = T(q2 * gamma * gamma + q1 * gamma + q0);
-    backend.multiply(view(r), view(r), first, true);
-    auto last = backend.epilogue(out);
-    last.x[0] = r;
-    if (p.degree == 4) {  // E² (c4 E² + c3 E + c2) + c1 E + c0
-        last.acc[0] = T(unit);
-        last.x0[0] = T(unit * p.c[1] * alpha);
-        last.diagonal[0] = T(unit * (p.c[0] + p.c[1] * gamma));
-        backend.multiply(view(e2), view(m), last, true);
-        return;
-    }
-    // y = E² M gives both factors: y + c E² + d E + f I and y + e E². M is read as an operand while
-    // they are written, so the result takes its place only afterwards.
-    auto mark = backend.mark();
-    T* right = backend.allocate(n * n);
-    T* factor = out;
-    auto second = backend.epilogue(factor);
-    second.outputs = 2;
-    second.out[1] = right;
-    second.x[0] = e2;
-    second.x[1] = r;
-    second.x0[0] = T(p.c2);
-    second.x1[0] = T(p.d * alpha);
-    second.diagonal[0] = T(p.d * gamma + p.f);
-    second.x0[1] = T(p.e);
-    backend.multiply(view(e2), view(m), second, true);
-    last.out[0] = m;
-    last.x[1] = e2;
-    last.acc[0] = T(unit);
-    last.x1[0] = T(unit * p.g);
-    last.x0[0] = T(unit * p.h * alpha);
-    last.diagonal[0] = T(unit * (p.i + p.h * gamma));
-    backend.multiply(view(factor), view(right), last, true);
-    exchange(*result, scratch[1]);
-    backend.release(mark);
-}
 
 // Whether the following products may leave errors that a later stage corrects: a backend that has
 // quicker ones for that overloads this.
@@ -168,8 +49,6 @@ struct Lift {
 // Ratios of the smallest to the largest singular value between which an inverse pays: above them a
 // polynomial does as well, below them rounding in the inverse would show.
 LIPFUSE_DEVICE constexpr double polar_rational_from = 0.01, polar_rational_below = 0.22;
-LIPFUSE_DEVICE constexpr double polar_backward_rational_from = 5e-5;
-LIPFUSE_DEVICE constexpr double polar_gradient_floor = 1e-4;
 LIPFUSE_DEVICE constexpr double polar_overshoot = 1e-5;
 
 // q <- scale * Q. Singular values of Q stay below 1 + polar_overshoot + rounding.
@@ -226,8 +105,7 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
     auto reached = [&] {
         if (info.residual > goal) return false;
         const double overshoot = 2 * std::max(std::min(tolerance, polar_overshoot), floor);
-        return info.residual <= overshoot ||
-               largest_ritz_value(backend, r, n, 8) <= 0.8 * overshoot;
+        return info.residual <= overshoot || ritz_values_below(backend, r, n, 8, 0.8 * overshoot);
     };
     // A singular value this far below the largest is rounding noise; it is not blown up to 1.
     const double most_gain = 1 / (8 * rounding * std::sqrt(double(n)));
@@ -355,210 +233,6 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
     if (scale != divisor) backend.axpby(area, T(scale / divisor), q, T(0), none, q);
     backend.release(mark);
     return info;
-}
-
-// Steps towards a well-conditioned HK + KH = C, for a symmetric H with eigenvalues in [l, 1] and a
-// skew-symmetric C. An odd function f of M = [H C; 0 -H] is [f(H) C'; 0 -f(H)], and has the same
-// solution K: it is what makes both blocks of sign(M) = [I 2K; 0 -I]. So whatever lifts the small
-// eigenvalues of H does, carried out on M. Both steps return the new l; c and h swap places with the
-// buffers given.
-
-// Halley's f: with N = (I + c H²)⁻¹, f(H) = (b/c) H + lift H N and C' = (b/c) C + lift N (C + c HCH) N.
-template <class Backend, class T>
-LIPFUSE_DEVICE double rational_step(Backend& backend, double l, double accuracy, int64_t n, T** c,
-                                    T** h, T** spare) {
-    constexpr double rounding = std::numeric_limits<T>::epsilon();
-    const Halley f(std::max(l, Halley::least(accuracy, rounding)));
-    auto view = [&](const T* x) { return backend.view(x, n, n); };
-    auto product = [&](const T* x, const T* y, T* out, double factor, const T* z, double keep,
-                       Mirror mirror) {
-        auto e = backend.epilogue(out);
-        e.acc[0] = T(factor);
-        e.x[0] = z;
-        e.x0[0] = T(keep);
-        backend.multiply(view(x), view(y), e, mirror);
-    };
-    auto mark = backend.mark();
-    T* inverse = backend.allocate(n * n);
-    T* y = backend.allocate(n * n);
-    auto e = backend.epilogue(inverse);
-    e.acc[0] = T(f.c);
-    e.diagonal[0] = T(1);
-    backend.multiply(view(*h), view(*h), e, true);
-    backend.invert(inverse, n, n);
-    product(*h, *c, y, 1, nullptr, 0, Mirror::none);
-    product(y, *h, *spare, f.c, *c, 1, Mirror::skew);
-    product(inverse, *spare, y, 1, nullptr, 0, Mirror::none);
-    product(y, inverse, *spare, f.lift, *c, f.b / f.c, Mirror::skew);
-    exchange(*c, *spare);
-    product(*h, inverse, *spare, f.lift, *h, f.b / f.c, Mirror::symmetric);
-    exchange(*h, *spare);
-    backend.release(mark);
-    return f(l);
-}
-
-// A cubic, which rounding hardly notices: f(H) = a H - b H³ and C' = a C - b (H²C - HCH + CH²). Three
-// products lift the smallest eigenvalue by up to 2.6.
-template <class Backend, class T>
-LIPFUSE_DEVICE double cubic_step(Backend& backend, double l, int64_t n, T** c, T** h, T** spare,
-                                 T* product) {
-    const Minimax& p = choose_cubic(backend, std::max(l, 0.1));
-    const double low = p.l * p.l, top = 1 + p.error;
-    const double a = (p.c[0] - p.c[1] * (1 + low) / (1 - low)) / top;
-    const double b = -2 * p.c[1] / (1 - low) / top;
-    auto view = [&](const T* x) { return backend.view(x, n, n); };
-    auto mark = backend.mark();
-    T* y = backend.allocate(n * n);
-    backend.multiply(view(*h), view(*c), y, false);  // Y = HC
-    backend.multiply(view(*h), view(y), product, false);
-    auto e = backend.epilogue(product);  // HY - YH / 2; its skew part is what b multiplies
-    e.acc[0] = T(-0.5);
-    e.x[0] = product;
-    e.x0[0] = T(1);
-    backend.multiply(view(y), view(*h), e, false);
-    backend.skew(product, n, y);
-    backend.axpby(n * n, T(a), *c, T(-b), y, *c);
-    backend.multiply(view(*h), view(*h), y, true);
-    e = backend.epilogue(*spare);
-    e.acc[0] = T(-b);
-    e.x[0] = *h;
-    e.x0[0] = T(a);
-    backend.multiply(view(*h), view(y), e, true);
-    exchange(*h, *spare);
-    backend.release(mark);
-    const double least = (1 - p.error) / top;
-    return l < p.l ? std::min(least, l * (a - b * l * l)) : least;
-}
-
-// (H + l I)^(-1) for a symmetric H with eigenvalues in [0, 1]: by the backend's inverse, or by Newton's
-// iteration X <- X (2 I - (H + l I) X), until rounding lets it get no better. h is overwritten.
-template <class Backend, class T>
-LIPFUSE_DEVICE void damped_inverse(Backend& backend, T* h, double l, int64_t n, T* x) {
-    const T* none = nullptr;
-    backend.add_diagonal(h, n, T(l));
-    if constexpr (Backend::inverts) {
-        backend.axpby(n * n, T(1), h, T(0), none, x);
-        backend.invert(x, n, n);
-        return;
-    }
-    auto mark = backend.mark();
-    T* y = backend.allocate(n * n);
-    T* current = backend.allocate(n * n);
-    T* next = backend.allocate(n * n);
-    backend.fill(current, n * n, T(0));
-    backend.add_diagonal(current, n, T(0.9));  // short of 1 / largest, which is only estimated
-    double least = std::numeric_limits<double>::infinity();
-    for (int step = 0; step < 48; ++step) {
-        auto e = backend.epilogue(y);  // (H + l I) X - I
-        e.diagonal[0] = T(-1);
-        backend.multiply(backend.view(h, n, n), backend.view(current, n, n), e, true);
-        const double error = std::sqrt(backend.dot(n * n, y, y));
-        if (!(error < least)) break;
-        backend.axpby(n * n, T(1), current, T(0), none, x);
-        if (error < 1e-4) break;
-        least = error;
-        e = backend.epilogue(next);  // X - X ((H + l I) X - I)
-        e.acc[0] = T(-1);
-        e.x[0] = current;
-        e.x0[0] = T(1);
-        backend.multiply(backend.view(current, n, n), backend.view(y, n, n), e, true);
-        exchange(current, next);
-    }
-    backend.release(mark);
-}
-
-// The gradient of the polar factor. With A = QᵀG and H = QᵀW, K solves HK + KH = A - Aᵀ and
-//   dL/dW = Q K + (G - Q A) H^(-1),
-// whatever the forward did. The operator K -> HK + KH has eigenvalues h_i + h_j, known from the
-// forward's estimate, so Chebyshev's iteration needs one product a step and no inner product; wide
-// spectra are narrowed first. Singular values below polar_gradient_floor times the largest count
-// as that, which bounds a gradient that is unbounded in theory.
-// The tangent gradient takes H = I.
-template <class Backend>
-LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Scalar* g,
-                                   const typename Backend::Scalar* w,
-                                   const typename Backend::Scalar* q,
-                                   const typename Backend::Scalar* inverse_root, int64_t rows,
-                                   int64_t cols, double scale, double low, double high,
-                                   double tolerance, bool tangent, typename Backend::Scalar* out) {
-    using T = typename Backend::Scalar;
-    Sided<Backend> side{backend, rows, cols};
-    const int64_t n = side.small, area = rows * cols;
-    if (!(high > 0)) {  // W = 0: no direction is better than another
-        backend.fill(out, area, high == 0 ? T(0) : std::numeric_limits<T>::quiet_NaN());
-        return;
-    }
-    const bool square = rows == cols;
-    const T* none = nullptr;
-    auto mark = backend.mark();
-    // q holds scale * Q; G stands for the gradient of scale * Q.
-    T* a = backend.allocate(n * n);
-    T* k = backend.allocate(n * n);
-    side.cross(q, g, a, false);  // scale * QᵀG
-    T* c = backend.allocate(n * n);
-    const double norm = std::sqrt(backend.skew(a, n, c));
-    if (tangent) {
-        // Q (A - Aᵀ) / 2 + (G - Q A), all times scale; q² carries 1 / scale
-        backend.axpby(n * n, T(0.5 / scale), c, T(square ? 0 : -1 / scale), a, k);
-        side.apply(q, k, false, out, T(1), square ? T(0) : T(scale), g);
-        backend.release(mark);
-        return;
-    }
-    // In units of the largest singular value: l is the smallest, or where the gradient is cut off.
-    double l = std::max(low, polar_gradient_floor * high) / high;
-    T* product = square ? a : backend.allocate(n * n);  // A itself is of no further use then
-    T* previous = backend.allocate(n * n);
-    if (norm > 0 && (1 - l) / (1 + l) > tolerance) {
-        T* h = backend.allocate(n * n);
-        auto e = backend.epilogue(h);
-        e.acc[0] = T(1 / (scale * high));
-        side.cross(q, w, e, true);  // H / high
-        if constexpr (Backend::inverts) {
-            if (low > polar_backward_rational_from * high)
-                while (l < polar_rational_below)
-                    l = rational_step(backend, l, 0.1 * tolerance, n, &c, &h, &k);
-        }
-        while (l < polar_rational_below) l = cubic_step(backend, l, n, &c, &h, &k, product);
-        const double theta = 1 + l, delta = 1 - l;  // h_i + h_j lies in [2l, 2]
-        backend.axpby(n * n, T(1 / theta), c, T(0), none, k);
-        backend.fill(previous, n * n, T(0));
-        // Chebyshev's iteration: the error falls to 1 / T_j(sigma) after j - 1 products.
-        const double sigma = theta / delta;
-        double rho = 1 / sigma, reduction = 1 / sigma;
-        while (reduction > tolerance) {
-            const double next = 1 / (2 * sigma - rho);
-            backend.sylvester_step(h, k, c, T(next * rho), T(2 * next / delta), previous, n);
-            exchange(k, previous);
-            reduction *= next;
-            rho = next;
-        }
-        backend.axpby(n * n, T(1 / (scale * high)), k, T(0), none, k);
-    } else {
-        backend.axpby(n * n, T(1 / (scale * (high + std::max(low, l * high)))), c, T(0), none, k);
-    }
-    // k solves (scale H) K + K (scale H) = scale (QᵀG - GᵀQ), so K is the one of the formula.
-    if (square) {
-        side.apply(q, k, false, out, T(1), T(0), nullptr);  // (scale Q) K
-    } else {
-        if (low < polar_gradient_floor * high) {  // the forward's H^(-1) has no such bound
-            T* damped = backend.allocate(n * n);
-            auto e = backend.epilogue(previous);
-            e.acc[0] = T(1 / (scale * high));
-            side.cross(q, w, e, true);
-            damped_inverse(backend, previous, polar_gradient_floor, n, damped);
-            backend.axpby(n * n, T(1 / high), damped, T(0), none, damped);
-            inverse_root = damped;
-        }
-        // scale (Q K + (G - Q A) H⁻¹) = (scale Q)(K - A H⁻¹) + scale G H⁻¹, A = a / scale
-        auto e = backend.epilogue(product);
-        e.acc[0] = T(-1 / scale);
-        e.x[0] = k;
-        e.x0[0] = T(1);
-        backend.multiply(backend.view(a, n, n), backend.view(inverse_root, n, n), e, false);
-        side.apply(q, product, false, out, T(1), T(0), nullptr);
-        side.apply(g, inverse_root, false, out, T(scale), T(1), out);
-    }
-    backend.release(mark);
 }
 
 }  // namespace lipfuse

@@ -8,7 +8,7 @@
 #include "cholesky.h"
 #include "device.h"
 #include "gram_bound.h"
-#include "polar.h"
+#include "sided.h"
 #include "spectrum.h"
 
 namespace lipfuse {

@@ -108,6 +108,14 @@ LIPFUSE_DEVICE double largest_ritz_value(Backend& backend, const typename Backen
     return ritz_value(backend, t, t.size - 1, 1e-7);
 }
 
+// Whether that estimate is below x: one of Sturm's counts.
+template <class Backend>
+LIPFUSE_DEVICE bool ritz_values_below(Backend& backend, const typename Backend::Scalar* s,
+                                      int64_t n, int steps, double x) {
+    const Tridiagonal t = lanczos(backend, s, n, steps);
+    return spectrum_detail::count_below(t.diagonal, t.beside, t.size, x) == t.size;
+}
+
 // Both ends of the spectrum of R + I, widened by what so few steps may miss. An estimate, not a
 // bound: callers check what they built on it.
 template <class Backend>

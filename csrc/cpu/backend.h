@@ -76,6 +76,37 @@ public:
         compute(product);
     }
 
+    // The first step, from k = start c and nothing before it: k and previous are only written.
+    void first_sylvester_step(const T* h, const T* c, T start, T fd, T fr, T* k, T* previous,
+                              int64_t n) {
+        Product<T> product;
+        product.count = 2;
+        product.terms[0] = {view(h, n, n), view(c, n, n)};
+        product.terms[1] = {view(c, n, n), view(h, n, n)};
+        product.mirror = Mirror::skew;
+        auto e = epilogue(previous);
+        e.outputs = 2;
+        e.out[1] = k;
+        e.x[0] = c;
+        e.acc[0] = -fr * start;
+        e.x0[0] = (1 + fd) * start + fr;
+        e.acc[1] = 0;
+        e.x0[1] = start;
+        product.epilogue = e;
+        compute(product);
+    }
+    // out = alpha (A B + C D)
+    void multiply_both(View<const T> a, View<const T> b, View<const T> c, View<const T> d, T alpha,
+                       T* out) {
+        Product<T> product;
+        product.count = 2;
+        product.terms[0] = {a, b};
+        product.terms[1] = {c, d};
+        product.epilogue = epilogue(out);
+        product.epilogue.acc[0] = alpha;
+        compute(product);
+    }
+
     // a <- its inverse, for a symmetric positive definite n x n matrix whose rows are `stride` apart.
     // By halves, so that nearly all of the work is products.
     void invert(T* a, int64_t n, int64_t stride) {
@@ -113,12 +144,25 @@ public:
 
     // y = A x for a symmetric A
     void symmetric_matvec(const T* a, int64_t n, const T* x, T* y) {
-        const int tasks = task_count(double(n) * double(n), 3e4);
+        const int tasks = task_count(double(n) * double(n), matvec_work);
         const int64_t blocks = panels(n, 64);
         parallel_.for_each(tasks, [&](int t) {
             kernels_.symmetric_matvec(a, n, x, std::min(n, part(blocks, t, tasks) * 64),
                                       std::min(n, part(blocks, t + 1, tasks) * 64), y);
         });
+    }
+
+    // Lanczos's process for as long as one thread is enough for a product with A.
+    bool lanczos(const T* a, int64_t n, int steps, Tridiagonal& t) {
+        if (task_count(double(n) * double(n), matvec_work) > 1) return false;
+        const auto mark = arena_.mark();
+        T* v = allocate(3 * n);
+        fill_start_vector(v, n);
+        fill(v + n, n, T(0));
+        t.size = kernels_.lanczos(a, n, int(std::min<int64_t>({n, steps, Tridiagonal::most})), v,
+                                  v + n, v + 2 * n, t.diagonal, t.beside);
+        arena_.release(mark);
+        return true;
     }
 
     void lanczos_step(int64_t n, const T* v, const T* previous, double beta, T* next, double* alpha,
@@ -250,6 +294,7 @@ public:
 
 private:
     static constexpr int max_tasks = 64;
+    static constexpr double matvec_work = 6.5e4;
 
     // Packs the operands where that pays, then shares the result out.
     void compute(Product<T>& p) {
@@ -259,8 +304,12 @@ private:
         const int tasks = task_count(work, 6e4);
         const int64_t a_panels = panels(m, kernels_.tile_rows),
                       b_panels = panels(n, kernels_.tile_cols);
+        // A wide result is cut by columns: whoever computes some packs his own panels of B, one at a
+        // time, and finds them in his cache.
+        const bool by_columns = !half && (n >= 2 * m || a_panels < 2 * tasks);
         if (p.epilogue.stride == 0) p.epilogue.stride = n;
         const auto mark = arena_.mark();
+        T* strips[2] = {nullptr, nullptr};
         bool packed = false;
         for (int i = 0; i < p.count; ++i) {
             auto& term = p.terms[i];
@@ -270,8 +319,11 @@ private:
             const bool pack_a =
                 term.a.col_stride != 1 && (term.a.row_stride != 1 || m * depth > 96 * 96);
             if (pack_a) term.packed_a = allocate(a_panels * kernels_.tile_rows * depth);
-            if (pack_b) term.packed_b = allocate(b_panels * kernels_.tile_cols * depth);
-            packed = packed || pack_a || pack_b;
+            if (pack_b && by_columns)
+                strips[i] = allocate(tasks * kernels_.tile_cols * depth);
+            else if (pack_b)
+                term.packed_b = allocate(b_panels * kernels_.tile_cols * depth);
+            packed = packed || pack_a || term.packed_b;
             // Reading whole register tiles past the last row or column must stay inside the matrix.
             if (!pack_a && m % kernels_.tile_rows != 0) {
                 T* tail = allocate(kernels_.tile_rows * depth);
@@ -303,18 +355,36 @@ private:
             over_triangle(m, tasks, [&](int, int64_t begin, int64_t end) {
                 kernels_.product(p, begin, end, 0, n);
             });
-        } else if (a_panels >= 2 * tasks) {
+        } else if (by_columns) {
             parallel_.for_each(tasks, [&](int t) {
-                kernels_.product(p, row_part(m, t, tasks), row_part(m, t + 1, tasks), 0, n);
+                columns(p, strips, t, part(b_panels, t, tasks), part(b_panels, t + 1, tasks));
             });
         } else {
             parallel_.for_each(tasks, [&](int t) {
-                const int64_t w = kernels_.tile_cols;
-                kernels_.product(p, 0, m, std::min(n, part(b_panels, t, tasks) * w),
-                                 std::min(n, part(b_panels, t + 1, tasks) * w));
+                const int64_t step = kernels_.tile_rows;
+                kernels_.product(p, part(a_panels, t, tasks) * step,
+                                 std::min(m, part(a_panels, t + 1, tasks) * step), 0, n);
             });
         }
         arena_.release(mark);
+    }
+
+    // The panels [begin, end) of a product; strips have room for one of each operand and task.
+    void columns(Product<T> p, T* const (&strips)[2], int task, int64_t begin, int64_t end) {
+        const int64_t m = p.terms[0].a.rows, n = p.terms[0].b.cols, width = kernels_.tile_cols;
+        if (!strips[0] && !strips[1])
+            return kernels_.product(p, 0, m, begin * width, std::min(n, end * width));
+        for (int64_t panel = begin; panel < end; ++panel) {
+            for (int i = 0; i < p.count; ++i) {
+                if (!strips[i]) continue;
+                auto& term = p.terms[i];
+                T* strip = strips[i] + task * width * term.b.rows;
+                kernels_.pack_b(cols_from(term.b, panel), 0, 1, strip);
+                term.packed_b = strip;
+                term.packed_from = panel * width;
+            }
+            kernels_.product(p, 0, m, panel * width, std::min(n, (panel + 1) * width));
+        }
     }
 
     int task_count(double work, double work_a_task) const {
@@ -328,8 +398,13 @@ private:
     int64_t row_step() const {
         return std::lcm(int64_t(kernels_.tile_rows), int64_t(kernels_.tile_cols));
     }
-    int64_t row_part(int64_t n, int t, int tasks) const {
-        return t == tasks ? n : std::min(n, part(panels(n, row_step()), t, tasks) * row_step());
+    // Between tasks on a triangle. A register tile is two vectors wide, and of those that meet the
+    // diagonal within the first of them only that is computed: so few rows may be cut there as well.
+    int64_t triangle_step(int64_t n, int threads) const {
+        const int64_t whole = row_step();
+        return panels(n, whole) > threads
+                   ? whole
+                   : std::lcm(int64_t(kernels_.tile_rows), int64_t(kernels_.lanes));
     }
     // Calls f(task, first row, last row) for the rows of a triangle, whose lengths grow from top to
     // bottom: more tasks than threads, the longest rows first, so that the short ones fill the gaps.
@@ -340,10 +415,11 @@ private:
             f(0, int64_t(0), n);
             return 1;
         }
-        const int64_t blocks = panels(n, row_step());
+        const int64_t step = triangle_step(n, threads), blocks = panels(n, step);
         const int tasks = int(std::min<int64_t>(blocks, max_tasks));
         parallel_.for_each(tasks, [&](int t) {
-            f(t, row_part(n, tasks - 1 - t, tasks), row_part(n, tasks - t, tasks));
+            f(t, part(blocks, tasks - 1 - t, tasks) * step,
+              std::min(n, part(blocks, tasks - t, tasks) * step));
         });
         return tasks;
     }
@@ -383,5 +459,23 @@ private:
     Arena& arena_;
     const Arena::Mark entry_;
 };
+
+// What algorithms put together from smaller steps elsewhere.
+template <class T>
+Tridiagonal lanczos(Backend<T>& backend, const T* s, int64_t n, int steps) {
+    Tridiagonal t;
+    if (backend.lanczos(s, n, steps, t)) return t;
+    return lipfuse::lanczos<Backend<T>>(backend, s, n, steps);
+}
+template <class T>
+void first_sylvester_step(Backend<T>& backend, const T* h, const T* c, T start, T fd, T fr, T* k,
+                          T* previous, int64_t n) {
+    backend.first_sylvester_step(h, c, start, fd, fr, k, previous, n);
+}
+template <class T>
+void multiply_both(Backend<T>& backend, View<const T> a, View<const T> b, View<const T> c,
+                   View<const T> d, T alpha, T* out) {
+    backend.multiply_both(a, b, c, d, alpha, out);
+}
 
 }  // namespace lipfuse::cpu

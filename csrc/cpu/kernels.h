@@ -44,6 +44,7 @@ struct Product {
         View<const T> a, b;
         const T* packed_a = nullptr;
         const T* packed_b = nullptr;
+        int64_t packed_from = 0;    // the column of B that packed_b begins with
         const T* tail_a = nullptr;  // the last panel, packed, where it is not a whole one and the
         const T* tail_b = nullptr;  // operand is read in place
     };
@@ -77,6 +78,10 @@ struct Kernels {
     // next <- next - <next, v> v - beta previous; *alpha = <next, v>, *length = ‖next‖
     void (*lanczos_step)(int64_t n, const T* v, const T* previous, double beta, T* next,
                          double* alpha, double* length);
+    // At most `steps` steps of Lanczos's process from v, previous being zero: the tridiagonal matrix
+    // it finds, and its size. All three vectors are overwritten.
+    int (*lanczos)(const T* a, int64_t n, int steps, T* v, T* previous, T* next, double* diagonal,
+                   double* beside);
     // One sweep over the rows r of a (row-major, `stride` apart): t[r] = <a_r, v> and
     // s += t[r] * a_r while the row is in cache. s (length cols) must be set by the caller.
     void (*sweep)(const T* a, int64_t cols, int64_t stride, const T* v, int64_t row_begin,

@@ -32,6 +32,7 @@ static constexpr Kernels<T> table() {
     t.distance = distance<T>;
     t.symmetric_matvec = symmetric_matvec<T>;
     t.lanczos_step = lanczos_step<T>;
+    t.lanczos = lanczos<T>;
     t.sweep = sweep<T>;
     t.rank_one_update = rank_one_update<T>;
     t.invert = invert<T>;

@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "../algorithms/polar.h"
+#include "../algorithms/polar_gradient.h"
 #include "checks.h"
 
 namespace lipfuse::cpu {

@@ -124,7 +124,7 @@ static inline void tile(const Product<T>& p, const Place& at) {
         const int64_t depth = term.a.cols;
         const bool tail_b = term.tail_b && at.j + C > term.b.cols;
         const T* b = tail_b          ? term.tail_b
-                     : term.packed_b ? term.packed_b + at.j * depth
+                     : term.packed_b ? term.packed_b + (at.j - term.packed_from) * depth
                                      : term.b.data + at.j;
         const int64_t b_stride = tail_b || term.packed_b ? C : term.b.row_stride;
         const bool tail_a = term.tail_a && at.i + R > term.a.rows;

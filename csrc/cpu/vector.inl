@@ -54,31 +54,85 @@ static void axpby(int64_t n, T a, const T* x, T b, const T* y, T* out) {
     }
 }
 
-// Columns [begin, end) of y = A x for a symmetric A: a sum of rows, so no sum across lanes is needed.
+// V vectors of y = A x for a symmetric A: a sum of rows, so no sum across lanes is needed. U rows at
+// a time, since an addition waits for the one before.
+template <class T, int V, int U>
+static inline void symmetric_matvec_block(const T* a, int64_t n, const T* x, T* y) {
+    constexpr int w = Simd<T>::width;
+    Vec<T> s[U][V] = {};
+    int64_t i = 0;
+    for (; i + U <= n; i += U)
+#pragma GCC unroll 8
+        for (int u = 0; u < U; ++u)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v) s[u][v] += x[i + u] * load(a + (i + u) * n + v * w);
+    for (; i < n; ++i)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) s[0][v] += x[i] * load(a + i * n + v * w);
+#pragma GCC unroll 4
+    for (int half = U / 2; half > 0; half /= 2)
+#pragma GCC unroll 4
+        for (int u = 0; u < half; ++u)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v) s[u][v] += s[u + half][v];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) store(y + v * w, s[0][v]);
+}
+
+// Columns [begin, end) of it.
 template <class T>
 static void symmetric_matvec(const T* a, int64_t n, const T* x, int64_t begin, int64_t end, T* y) {
     constexpr int w = Simd<T>::width;
     int64_t j = begin;
-    for (; j + 4 * w <= end; j += 4 * w) {
-        Vec<T> s[4] = {};
-        for (int64_t i = 0; i < n; ++i)
-#pragma GCC unroll 4
-            for (int q = 0; q < 4; ++q) s[q] += x[i] * load(a + i * n + j + q * w);
-        for (int q = 0; q < 4; ++q) store(y + j + q * w, s[q]);
-    }
-    for (; j + w <= end; j += w) {
-        Vec<T> s[4] = {};
-        int64_t i = 0;
-        for (; i + 4 <= n; i += 4)
-#pragma GCC unroll 4
-            for (int q = 0; q < 4; ++q) s[q] += x[i + q] * load(a + (i + q) * n + j);
-        for (; i < n; ++i) s[0] += x[i] * load(a + i * n + j);
-        store(y + j, (s[0] + s[1]) + (s[2] + s[3]));
-    }
+    for (; j + 4 * w <= end; j += 4 * w) symmetric_matvec_block<T, 4, 2>(a + j, n, x, y + j);
+    for (; j + 2 * w <= end; j += 2 * w) symmetric_matvec_block<T, 2, 4>(a + j, n, x, y + j);
+    for (; j + w <= end; j += w) symmetric_matvec_block<T, 1, 8>(a + j, n, x, y + j);
     for (; j < end; ++j) {
         T s = 0;
         for (int64_t i = 0; i < n; ++i) s += x[i] * a[i * n + j];
         y[j] = s;
+    }
+}
+
+// The same from the lower half alone, for a matrix that is read faster than it is multiplied: w rows
+// at a time, each of whose elements serves its own row and, mirrored, that of its column.
+template <class T>
+static void symmetric_matvec_of_half(const T* a, int64_t n, const T* x, T* y) {
+    constexpr int w = Simd<T>::width;
+    int64_t i = 0;
+    for (; i + w <= n; i += w) {
+        const T* rows = a + i * n;
+        Vec<T> s[w] = {};
+        for (int64_t j = 0; j < i; j += w) {
+            const Vec<T> xj = load(x + j);
+            Vec<T> y0 = load(y + j), y1{};
+#pragma GCC unroll 16
+            for (int r = 0; r < w; r += 2) {
+                const Vec<T> a0 = load(rows + r * n + j), a1 = load(rows + (r + 1) * n + j);
+                s[r] += xj * a0;
+                s[r + 1] += xj * a1;
+                y0 += x[i + r] * a0;
+                y1 += x[i + r + 1] * a1;
+            }
+            store(y + j, y0 + y1);
+        }
+        transpose<T>(s);
+#pragma GCC unroll 16
+        for (int r = 0; r < w; ++r) s[r] += x[i + r] * load(rows + r * n + i);
+#pragma GCC unroll 4
+        for (int half = w / 2; half > 0; half /= 2)
+#pragma GCC unroll 16
+            for (int r = 0; r < half; ++r) s[r] += s[r + half];
+        store(y + i, s[0]);
+    }
+    for (; i < n; ++i) {
+        const T* row = a + i * n;
+        T sum = 0;
+        for (int64_t j = 0; j < i; ++j) {
+            sum += row[j] * x[j];
+            y[j] += row[j] * x[i];
+        }
+        y[i] = sum + row[i] * x[i];
     }
 }
 
@@ -88,22 +142,46 @@ template <class T>
 static void lanczos_step(int64_t n, const T* v, const T* previous, double beta, T* next,
                          double* alpha, double* length) {
     constexpr int w = Simd<T>::width;
-    const double along = dot(n, next, v);
-    const T a = T(along), b = T(beta);
-    Vec<T> squares{};
-    T rest = 0;
+    Vec<T> products{}, squares{};
+    T along = 0, rest = 0;
     int64_t i = 0;
-    for (; i + w <= n; i += w) {
-        const Vec<T> x = load(next + i) - a * load(v + i) - b * load(previous + i);
+    for (; i + w <= n; i += w) products += load(next + i) * load(v + i);
+    for (; i < n; ++i) along += next[i] * v[i];
+    along += sum<T>(products);
+    const T b = T(beta);
+    for (i = 0; i + w <= n; i += w) {
+        const Vec<T> x = load(next + i) - along * load(v + i) - b * load(previous + i);
         squares += x * x;
         store(next + i, x);
     }
     for (; i < n; ++i) {
-        next[i] -= a * v[i] + b * previous[i];
+        next[i] -= along * v[i] + b * previous[i];
         rest += next[i] * next[i];
     }
-    *alpha = along;
-    *length = __builtin_sqrt(double(sum<T>(squares)) + double(rest));
+    *alpha = double(along);
+    *length = __builtin_sqrt(double(sum<T>(squares) + rest));
+}
+
+// All of it, for a matrix that one thread multiplies by: algorithms/spectrum.h.
+template <class T>
+static int lanczos(const T* a, int64_t n, int steps, T* v, T* previous, T* next, double* diagonal,
+                   double* beside) {
+    double beta = 0;
+    const bool large = n * n * int64_t(sizeof(T)) > (int64_t(40) << 10);  // for the first cache
+    for (int k = 0; k < steps; ++k) {
+        if (large)
+            symmetric_matvec_of_half(a, n, v, next);
+        else
+            symmetric_matvec(a, n, v, 0, n, next);
+        lanczos_step(n, v, previous, beta, next, diagonal + k, &beta);
+        beside[k] = beta;
+        if (!(beta > 1e-6 * __builtin_fabs(diagonal[k]))) return k + 1;
+        axpby(n, T(1) / T(beta), next, T(0), static_cast<const T*>(nullptr), previous);
+        T* const old = v;
+        v = previous;
+        previous = old;
+    }
+    return steps;
 }
 
 template <class T>
@@ -114,19 +192,27 @@ static void sweep(const T* a, int64_t cols, int64_t stride, const T* v, int64_t 
     // Four rows at a time share the loads of v and of s.
     for (; r + 4 <= row_end; r += 4) {
         const T* p = a + r * stride;
-        Vec<T> d[4] = {};
+        Vec<T> d[4] = {}, e[4] = {};
         int64_t j = 0;
+        for (; j + 2 * w <= cols; j += 2 * w) {
+            const Vec<T> x = load(v + j), y = load(v + j + w);
+#pragma GCC unroll 4
+            for (int q = 0; q < 4; ++q) {
+                d[q] += x * load(p + q * stride + j);
+                e[q] += y * load(p + q * stride + j + w);
+            }
+        }
         for (; j + w <= cols; j += w) {
             const Vec<T> x = load(v + j);
 #pragma GCC unroll 4
             for (int q = 0; q < 4; ++q) d[q] += x * load(p + q * stride + j);
         }
         T c[4];
-        for (int q = 0; q < 4; ++q) {
-            T rest = sum<T>(d[q]);
-            for (int64_t i = j; i < cols; ++i) rest += p[q * stride + i] * v[i];
-            t[r + q] = c[q] = rest;
-        }
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; ++q) c[q] = sum<T>(d[q] + e[q]);
+        for (int64_t i = j; i < cols; ++i)
+            for (int q = 0; q < 4; ++q) c[q] += p[q * stride + i] * v[i];
+        for (int q = 0; q < 4; ++q) t[r + q] = c[q];
         if (!s) continue;
         for (j = 0; j + w <= cols; j += w) {
             Vec<T> y = load(s + j);
@@ -156,64 +242,66 @@ static void rank_one_update(const T* a, T alpha, T beta, const T* u, const T* v,
     }
 }
 
-// Visits the strict lower half of rows [row_begin, row_end) in blocks of the vector width, each
-// with the transposed block above the diagonal; f(row, col, lower, upper) computes on a row of
-// the block, and blocks on the diagonal go element by element through g(row, col).
+// Visits the lower half of rows [row_begin, row_end) in blocks of the vector width, each with the
+// transposed block above the diagonal: f(row, col, upper) computes all of a block, also of one on
+// the diagonal, where both are the same; rows that fill no block go element by element through
+// g(row, col).
 template <class T, class F, class G>
 static inline void over_mirrored_blocks(const T* a, int64_t n, int64_t row_begin, int64_t row_end,
                                         F f, G g) {
     constexpr int w = Simd<T>::width;
-    int64_t i = row_begin;
-    for (; i < row_end; i += w) {
+    for (int64_t i = row_begin; i < row_end; i += w) {
         const int64_t rows = least(w, row_end - i);
-        int64_t j = 0;
         if (rows == w) {
-            for (; j + w <= i; j += w) {
+            for (int64_t j = 0; j <= i; j += w) {
                 Vec<T> upper[w];
 #pragma GCC unroll 16
                 for (int l = 0; l < w; ++l) upper[l] = load(a + (j + l) * n + i);
                 transpose<T>(upper);
                 f(i, j, upper);
             }
+            continue;
         }
-        for (int64_t r = 0; r < rows; ++r)
-            for (int64_t c = j; c <= i + r; ++c) g(i + r, c);
+        for (int64_t r = i; r < i + rows; ++r)
+            for (int64_t c = 0; c <= r; ++c) g(r, c);
     }
 }
 
-// Stores a block of rows and, transposed and negated, its mirror image.
-template <class T>
-static inline void store_skew_block(Vec<T>* block, T* out, int64_t n, int64_t i, int64_t j) {
+// Stores a block of rows and, transposed, its mirror image. One on the diagonal is its own.
+template <class T, bool Skew>
+static inline void store_mirrored_block(Vec<T>* block, T* out, int64_t n, int64_t i, int64_t j) {
     constexpr int w = Simd<T>::width;
 #pragma GCC unroll 16
     for (int l = 0; l < w; ++l) store(out + (i + l) * n + j, block[l]);
+    if (i == j) return;
     transpose<T>(block);
 #pragma GCC unroll 16
-    for (int l = 0; l < w; ++l) store(out + (j + l) * n + i, -block[l]);
+    for (int l = 0; l < w; ++l) store(out + (j + l) * n + i, Skew ? -block[l] : block[l]);
 }
 
 template <class T>
 static double skew(const T* a, int64_t n, int64_t row_begin, int64_t row_end, T* out) {
     constexpr int w = Simd<T>::width;
-    double total = 0;
+    double total = 0;  // of both halves
     over_mirrored_blocks(
         a, n, row_begin, row_end,
         [&](int64_t i, int64_t j, Vec<T>* upper) {
             Vec<T> block[w], square{};
+#pragma GCC unroll 16
             for (int l = 0; l < w; ++l) {
                 block[l] = load(a + (i + l) * n + j) - upper[l];
                 square += block[l] * block[l];
             }
-            total += double(sum<T>(square));
-            store_skew_block(block, out, n, i, j);
+            total += (i == j ? 1 : 2) * double(sum<T>(square));
+            store_mirrored_block<T, true>(block, out, n, i, j);
         },
         [&](int64_t r, int64_t c) {
             const T x = a[r * n + c] - a[c * n + r];
             out[r * n + c] = x;
             out[c * n + r] = -x;
-            total += double(x) * double(x);
+            total += 2 * double(x) * double(x);
         });
-    return 2 * total;
+    return total;
 }
 
 template <class T>
@@ -223,12 +311,9 @@ static void symmetrize(const T* a, T alpha, int64_t n, int64_t row_begin, int64_
         a, n, row_begin, row_end,
         [&](int64_t i, int64_t j, Vec<T>* upper) {
             Vec<T> block[w];
-            for (int l = 0; l < w; ++l) {
-                block[l] = alpha * (load(a + (i + l) * n + j) + upper[l]);
-                store(out + (i + l) * n + j, block[l]);
-            }
-            transpose<T>(block);
-            for (int l = 0; l < w; ++l) store(out + (j + l) * n + i, block[l]);
+#pragma GCC unroll 16
+            for (int l = 0; l < w; ++l) block[l] = alpha * (load(a + (i + l) * n + j) + upper[l]);
+            store_mirrored_block<T, false>(block, out, n, i, j);
         },
         [&](int64_t r, int64_t c) {
             const T x = alpha * (a[r * n + c] + a[c * n + r]);

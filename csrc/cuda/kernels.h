@@ -3,7 +3,7 @@
 #pragma once
 
 #include "../algorithms/bjorck.h"
-#include "../algorithms/polar.h"
+#include "../algorithms/polar_gradient.h"
 #include "../algorithms/spectral_bound.h"
 #include "krylov.h"
 #include "sweep.h"

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "algorithms/bjorck.h"
-#include "algorithms/polar.h"
+#include "algorithms/polar_gradient.h"
 #include "algorithms/power_iteration.h"
 #include "cpu/backend.h"
 

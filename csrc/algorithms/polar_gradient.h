@@ -1,0 +1,260 @@
+// The gradient of the polar factor W -> Q, exact or along the tangent: what it solves is HK + KH = C.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "device.h"
+#include "halley.h"
+#include "minimax.h"
+#include "mirror.h"
+#include "polar.h"
+#include "sided.h"
+
+namespace lipfuse {
+
+LIPFUSE_DEVICE constexpr double polar_backward_rational_from = 5e-5;
+LIPFUSE_DEVICE constexpr double polar_gradient_floor = 1e-4;
+
+// Steps towards a well-conditioned HK + KH = C, for a symmetric H with eigenvalues in [l, 1] and a
+// skew-symmetric C. An odd function f of M = [H C; 0 -H] is [f(H) C'; 0 -f(H)], and has the same
+// solution K: it is what makes both blocks of sign(M) = [I 2K; 0 -I]. So whatever lifts the small
+// eigenvalues of H does, carried out on M. Both steps return the new l; c and h swap places with the
+// buffers given.
+
+// Halley's f: with N = (I + c H²)⁻¹, f(H) = (b/c) H + lift H N and C' = (b/c) C + lift N (C + c HCH) N.
+template <class Backend, class T>
+LIPFUSE_DEVICE double rational_step(Backend& backend, double l, double accuracy, int64_t n, T** c,
+                                    T** h, T** spare) {
+    constexpr double rounding = std::numeric_limits<T>::epsilon();
+    const Halley f(std::max(l, Halley::least(accuracy, rounding)));
+    auto view = [&](const T* x) { return backend.view(x, n, n); };
+    auto product = [&](const T* x, const T* y, T* out, double factor, const T* z, double keep,
+                       Mirror mirror) {
+        auto e = backend.epilogue(out);
+        e.acc[0] = T(factor);
+        e.x[0] = z;
+        e.x0[0] = T(keep);
+        backend.multiply(view(x), view(y), e, mirror);
+    };
+    auto mark = backend.mark();
+    T* inverse = backend.allocate(n * n);
+    T* y = backend.allocate(n * n);
+    auto e = backend.epilogue(inverse);
+    e.acc[0] = T(f.c);
+    e.diagonal[0] = T(1);
+    backend.multiply(view(*h), view(*h), e, true);
+    backend.invert(inverse, n, n);
+    product(*h, *c, y, 1, nullptr, 0, Mirror::none);
+    product(y, *h, *spare, f.c, *c, 1, Mirror::skew);
+    product(inverse, *spare, y, 1, nullptr, 0, Mirror::none);
+    product(y, inverse, *spare, f.lift, *c, f.b / f.c, Mirror::skew);
+    exchange(*c, *spare);
+    product(*h, inverse, *spare, f.lift, *h, f.b / f.c, Mirror::symmetric);
+    exchange(*h, *spare);
+    backend.release(mark);
+    return f(l);
+}
+
+// A cubic, which rounding hardly notices: f(H) = a H - b H³ and C' = a C - b (H²C - HCH + CH²). Three
+// products lift the smallest eigenvalue by up to 2.6.
+template <class Backend, class T>
+LIPFUSE_DEVICE double cubic_step(Backend& backend, double l, int64_t n, T** c, T** h, T** spare,
+                                 T* product) {
+    const Minimax& p = choose_cubic(backend, std::max(l, 0.1));
+    const double low = p.l * p.l, top = 1 + p.error;
+    const double a = (p.c[0] - p.c[1] * (1 + low) / (1 - low)) / top;
+    const double b = -2 * p.c[1] / (1 - low) / top;
+    auto view = [&](const T* x) { return backend.view(x, n, n); };
+    auto mark = backend.mark();
+    T* y = backend.allocate(n * n);
+    backend.multiply(view(*h), view(*c), y, false);  // Y = HC
+    backend.multiply(view(*h), view(y), product, false);
+    auto e = backend.epilogue(product);  // HY - YH / 2; its skew part is what b multiplies
+    e.acc[0] = T(-0.5);
+    e.x[0] = product;
+    e.x0[0] = T(1);
+    backend.multiply(view(y), view(*h), e, false);
+    backend.skew(product, n, y);
+    backend.axpby(n * n, T(a), *c, T(-b), y, *c);
+    backend.multiply(view(*h), view(*h), y, true);
+    e = backend.epilogue(*spare);
+    e.acc[0] = T(-b);
+    e.x[0] = *h;
+    e.x0[0] = T(a);
+    backend.multiply(view(*h), view(y), e, true);
+    exchange(*h, *spare);
+    backend.release(mark);
+    const double least = (1 - p.error) / top;
+    return l < p.l ? std::min(least, l * (a - b * l * l)) : least;
+}
+
+// (H + l I)^(-1) for a symmetric H with eigenvalues in [0, 1]: by the backend's inverse, or by Newton's
+// iteration X <- X (2 I - (H + l I) X), until rounding lets it get no better. h is overwritten.
+template <class Backend, class T>
+LIPFUSE_DEVICE void damped_inverse(Backend& backend, T* h, double l, int64_t n, T* x) {
+    const T* none = nullptr;
+    backend.add_diagonal(h, n, T(l));
+    if constexpr (Backend::inverts) {
+        backend.axpby(n * n, T(1), h, T(0), none, x);
+        backend.invert(x, n, n);
+        return;
+    }
+    auto mark = backend.mark();
+    T* y = backend.allocate(n * n);
+    T* current = backend.allocate(n * n);
+    T* next = backend.allocate(n * n);
+    backend.fill(current, n * n, T(0));
+    backend.add_diagonal(current, n, T(0.9));  // short of 1 / largest, which is only estimated
+    double least = std::numeric_limits<double>::infinity();
+    for (int step = 0; step < 48; ++step) {
+        auto e = backend.epilogue(y);  // (H + l I) X - I
+        e.diagonal[0] = T(-1);
+        backend.multiply(backend.view(h, n, n), backend.view(current, n, n), e, true);
+        const double error = std::sqrt(backend.dot(n * n, y, y));
+        if (!(error < least)) break;
+        backend.axpby(n * n, T(1), current, T(0), none, x);
+        if (error < 1e-4) break;
+        least = error;
+        e = backend.epilogue(next);  // X - X ((H + l I) X - I)
+        e.acc[0] = T(-1);
+        e.x[0] = current;
+        e.x0[0] = T(1);
+        backend.multiply(backend.view(current, n, n), backend.view(y, n, n), e, true);
+        exchange(current, next);
+    }
+    backend.release(mark);
+}
+
+// K and what was before it, after the first step of Chebyshev's iteration from K = start C and nothing
+// before. A backend that need not write both first overloads this.
+template <class Backend, class T>
+LIPFUSE_DEVICE void first_sylvester_step(Backend& backend, const T* h, const T* c, T start, T fd,
+                                         T fr, T* k, T* previous, int64_t n) {
+    backend.axpby(n * n, start, c, T(0), static_cast<const T*>(nullptr), k);
+    backend.fill(previous, n * n, T(0));
+    backend.sylvester_step(h, k, c, fd, fr, previous, n);
+}
+
+// *k <- K with HK + KH = C, up to `tolerance`, for a symmetric H with eigenvalues in [l, 1] and a
+// skew-symmetric C. The error falls to 1 / T_j(sigma) after j - 1 products.
+template <class Backend, class T>
+LIPFUSE_DEVICE void solve_by_chebyshev(Backend& backend, const T* h, const T* c, double l,
+                                       double tolerance, int64_t n, T** k, T** previous) {
+    const double theta = 1 + l, delta = 1 - l;  // h_i + h_j lies in [2l, 2]
+    const double sigma = theta / delta;
+    double rho = 1 / sigma, reduction = 1 / sigma;
+    bool first = true;
+    do {
+        const double next = 1 / (2 * sigma - rho);
+        const T fd = T(next * rho), fr = T(2 * next / delta);
+        if (first)
+            first_sylvester_step(backend, h, c, T(1 / theta), fd, fr, *k, *previous, n);
+        else
+            backend.sylvester_step(h, static_cast<const T*>(*k), c, fd, fr, *previous, n);
+        exchange(*k, *previous);
+        first = false;
+        reduction *= next;
+        rho = next;
+    } while (reduction > tolerance);
+}
+
+// The gradient of the polar factor. With A = QᵀG and H = QᵀW, K solves HK + KH = A - Aᵀ and
+//   dL/dW = Q K + (G - Q A) H^(-1),
+// whatever the forward did. The operator K -> HK + KH has eigenvalues h_i + h_j, known from the
+// forward's estimate, so Chebyshev's iteration needs one product a step and no inner product; wide
+// spectra are narrowed first. Singular values below polar_gradient_floor times the largest count
+// as that, which bounds a gradient that is unbounded in theory.
+// The tangent gradient takes H = I; a W that was orthogonal already, up to a factor, has an H like that.
+template <class Backend>
+LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Scalar* g,
+                                   const typename Backend::Scalar* w,
+                                   const typename Backend::Scalar* q,
+                                   const typename Backend::Scalar* inverse_root, int64_t rows,
+                                   int64_t cols, double scale, double low, double high,
+                                   double tolerance, bool tangent, typename Backend::Scalar* out) {
+    using T = typename Backend::Scalar;
+    Sided<Backend> side{backend, rows, cols};
+    const int64_t n = side.small, area = rows * cols;
+    if (!(high > 0)) {  // W = 0: no direction is better than another
+        backend.fill(out, area, high == 0 ? T(0) : std::numeric_limits<T>::quiet_NaN());
+        return;
+    }
+    const bool square = rows == cols;
+    const T* none = nullptr;
+    auto mark = backend.mark();
+    // q holds scale * Q; G stands for the gradient of scale * Q.
+    T* a = backend.allocate(n * n);
+    T* k = backend.allocate(n * n);
+    side.cross(q, g, a, false);  // scale * QᵀG
+    T* c = backend.allocate(n * n);
+    const double norm = std::sqrt(backend.skew(a, n, c));
+    if (tangent || low == high) {
+        // H = h I: (Q (A - Aᵀ) / 2 + (G - Q A)) / h, all times scale; q² carries 1 / scale
+        const double h = tangent ? 1 : low;
+        backend.axpby(n * n, T(0.5 / (scale * h)), c, T(square ? 0 : -1 / (scale * h)), a, k);
+        side.apply(q, k, false, out, T(1), square ? T(0) : T(scale / h), g);
+        backend.release(mark);
+        return;
+    }
+    // In units of the largest singular value: l is the smallest, or where the gradient is cut off.
+    const double cut = std::max(low, polar_gradient_floor * high);
+    double l = cut / high;
+    T* product = square ? a : backend.allocate(n * n);  // A itself is of no further use then
+    T* previous = backend.allocate(n * n);
+    const T* solution = c;  // times `unit`: K of (scale H) K + K (scale H) = scale (QᵀG - GᵀQ)
+    double unit = 1 / (scale * (high + cut));
+    if (norm > 0 && (1 - l) / (1 + l) > tolerance) {
+        T* h = backend.allocate(n * n);
+        bool by_inverse = false;
+        if constexpr (Backend::inverts) by_inverse = !square && l >= polar_rational_below;
+        if (by_inverse) {
+            // P = H⁻¹ is there already, and PK + KP = PCP costs less than H does: H <- cut P, whose
+            // eigenvalues lie in [l, 1] as well, and C <- HCH.
+            if constexpr (Backend::inverts) {
+                backend.axpby(n * n, T(cut), inverse_root, T(0), none, h);
+                backend.multiply(backend.view(h, n, n), backend.view(c, n, n), k, false);
+                backend.multiply(backend.view(k, n, n), backend.view(h, n, n), backend.epilogue(c),
+                                 Mirror::skew);
+            }
+            unit = 1 / (scale * cut);
+        } else {
+            auto e = backend.epilogue(h);
+            e.acc[0] = T(1 / (scale * high));
+            side.cross(q, w, e, true);  // H / high
+            if constexpr (Backend::inverts) {
+                if (low > polar_backward_rational_from * high)
+                    while (l < polar_rational_below)
+                        l = rational_step(backend, l, 0.1 * tolerance, n, &c, &h, &k);
+            }
+            while (l < polar_rational_below) l = cubic_step(backend, l, n, &c, &h, &k, product);
+            unit = 1 / (scale * high);
+        }
+        solve_by_chebyshev(backend, h, c, l, tolerance, n, &k, &previous);
+        solution = k;
+    }
+    if (square) {
+        side.apply(q, solution, false, out, T(unit), T(0), nullptr);  // (scale Q) K
+    } else {
+        if (low < polar_gradient_floor * high) {  // the forward's H^(-1) has no such bound
+            T* damped = backend.allocate(n * n);
+            auto e = backend.epilogue(previous);
+            e.acc[0] = T(1 / (scale * high));
+            side.cross(q, w, e, true);
+            damped_inverse(backend, previous, polar_gradient_floor, n, damped);
+            backend.axpby(n * n, T(1 / high), damped, T(0), none, damped);
+            inverse_root = damped;
+        }
+        // scale (Q K + (G - Q A) H⁻¹) = scale ((scale Q)(K - A H⁻¹) / scale + G H⁻¹), A = a / scale
+        auto e = backend.epilogue(product);
+        e.acc[0] = T(-1 / (scale * scale));
+        e.x[0] = solution;
+        e.x0[0] = T(unit / scale);
+        backend.multiply(backend.view(a, n, n), backend.view(inverse_root, n, n), e, false);
+        side.apply_both(q, product, g, inverse_root, T(scale), out);
+    }
+    backend.release(mark);
+}
+
+}  // namespace lipfuse
