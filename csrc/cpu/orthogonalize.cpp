@@ -168,8 +168,7 @@ Tensors foreach_orthogonalize_backward(Tensors grads, Tensors weights, Tensors o
     check_info(weights[0], info, static_cast<int64_t>(jobs.size()) * info_size);
     Tensors out;
     for (size_t i = 0; i < grads.size(); ++i) {
-        check_polar(weights[i], grads[i], orthogonal[i], inverse_roots[i], matrices[i],
-                    tangent);
+        check_polar(weights[i], grads[i], orthogonal[i], inverse_roots[i], matrices[i], tangent);
         grads[i] = packed(grads[i]);
         weights[i] = packed(weights[i]);
         orthogonal[i] = packed(orthogonal[i]);

@@ -111,8 +111,7 @@ Tensors foreach_orthogonalize_backward_op(Tensors grads, Tensors weights, Tensor
     const std::vector<Matrices> matrices = check_weights(weights, groups, scales);
     check_info(weights[0], info, total_of(matrices) * info_size);
     for (size_t i = 0; i < weights.size(); ++i)
-        check_polar(weights[i], grads[i], orthogonal[i], inverse_roots[i], matrices[i],
-                    tangent);
+        check_polar(weights[i], grads[i], orthogonal[i], inverse_roots[i], matrices[i], tangent);
     const Scope scope(weights[0]);
     pack({&grads, &weights, &orthogonal, &inverse_roots});
     const Tensor range = packed(info);

@@ -239,9 +239,10 @@ def test_gradient_of_a_scaled_factor() -> None:
 
 
 @pytest.mark.parametrize("scale", [1e-20, 1e-3, 1e3, 1e20])
-def test_gradient_scales_inversely_with_the_weight(scale: float) -> None:
+@pytest.mark.parametrize("kind", ["near", "orthogonal"])
+def test_gradient_scales_inversely_with_the_weight(kind: str, scale: float) -> None:
     for shape in [(6, 6), (9, 4), (4, 9)]:
-        w = tools.matrix("near", shape)
+        w = tools.matrix(kind, shape)
         g = tools.matrix("gaussian", shape, 9)
         found = gradients((w * scale).float(), g.float(), 1e-4).double() * scale
         assert tools.relative_error(found, tools.polar_gradient(w, g)) <= 2e-3
