@@ -14,6 +14,7 @@ import pytest
 import tools
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
 
 import lipfuse
@@ -23,6 +24,20 @@ from lipfuse import _native
 
 # Large enough for several of torch's threads each.
 SIZE = 96
+
+
+class Checkpointed(nn.Module):
+    """Computes its activations once more in the backward."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = checkpoint(self.inner, x, use_reentrant=False)
+        return out
+
+
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "polar": lambda: lnn.SpectralLinear(SIZE, SIZE),
     "bjorck": lambda: lnn.SpectralLinear(SIZE, SIZE, method="bjorck"),
@@ -37,6 +52,9 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
         lnn.Sequential(
             *(lnn.SpectralLinear(SIZE, SIZE) for _ in range(3)), lnn.SpectralLinear(SIZE, 8)
         )
+    ),
+    "fused, checkpointed": lambda: lipfuse.fuse(
+        Checkpointed(nn.Sequential(lnn.SpectralLinear(SIZE, SIZE), lnn.SpectralLinear(SIZE, 8)))
     ),
 }
 every_layer = pytest.mark.parametrize("name", LAYERS)
