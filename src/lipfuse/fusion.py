@@ -66,11 +66,6 @@ def _hand_out(chains: list[Any], process_group: Any) -> None:
             step.hand_out(step.assemble([next(results) for _ in factors]))
 
 
-def _take_back(chains: list[Any]) -> None:
-    for chain in chains:
-        chain[0].take_back()
-
-
 class _Before:
     """Forward pre-hook: what :func:`fuse` adds to a model.
 
@@ -79,26 +74,29 @@ class _Before:
 
     def __init__(self, chains: list[Any], process_group: Any) -> None:
         self.chains = chains
+        self.steps = [chain[0] for chain in chains]
         self.process_group = process_group
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"chains": self.chains, "process_group": None}
+        return {**self.__dict__, "process_group": None}
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         if torch.compiler.is_compiling() or parametrize._cache_enabled:
             return  # a compiler sees the whole graph anyway; a cache computes each weight once
-        _hand_out(self.chains, self.process_group)
+        if any(step.training for step in self.steps):
+            _hand_out(self.chains, self.process_group)
 
 
 class _After:
     """Forward hook: what was handed out is valid for one forward only."""
 
     def __init__(self, chains: list[Any]) -> None:
-        self.chains = chains
+        self.steps = [chain[0] for chain in chains]
 
     def __call__(self, module: nn.Module, args: Any, output: Tensor) -> None:
         if not torch.compiler.is_compiling():  # where nothing was handed out
-            _take_back(self.chains)
+            for step in self.steps:
+                step.take_back()
 
 
 def fuse(model: _M, *, process_group: Any = None) -> _M:
@@ -221,7 +219,8 @@ def normalize_once(model: nn.Module) -> Iterator[None]:
                 pairs.append((weight, leaf))
         finally:
             for before in fused:
-                _take_back(before.chains)
+                for step in before.steps:
+                    step.take_back()
         yield
     used = [(weight, leaf.grad) for weight, leaf in pairs if leaf.grad is not None]
     if used:
