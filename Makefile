@@ -31,7 +31,7 @@ help:
 	@echo "make test       the tests"
 	@echo "make bench      speed on this machine, against deel-torchlip and orthogonium, which it installs"
 	@echo "make report     the documentation's tables and plots, from benchmarks/results"
-	@echo "make bench-distributed  normalisation shared by 1, 2 and 4 processes"
+	@echo "make bench-distributed  normalisation shared by 1, 2 and 4 processes, two minutes"
 	@echo "make wheel      sdist and wheel, checked; ARGS='2.11.0 2.14.1': with these torch as well"
 	@echo "make leaks      what leaks in deel-torchlip, with ours beside it: seconds"
 	@echo "make attacks    certified inputs of trained networks under attack: minutes"
