@@ -3,8 +3,10 @@
 
 #ifdef __CUDACC__
 #define LIPFUSE_DEVICE __device__
+#define LIPFUSE_APART __noinline__  // a function of its own, whose values take registers only in it
 #else
 #define LIPFUSE_DEVICE
+#define LIPFUSE_APART
 #endif
 
 namespace lipfuse {
