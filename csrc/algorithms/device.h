@@ -3,10 +3,10 @@
 
 #ifdef __CUDACC__
 #define LIPFUSE_DEVICE __device__
-#define LIPFUSE_APART __noinline__  // a function of its own, whose values take registers only in it
+#define LIPFUSE_NOINLINE __noinline__
 #else
 #define LIPFUSE_DEVICE
-#define LIPFUSE_APART
+#define LIPFUSE_NOINLINE __attribute__((noinline))
 #endif
 
 namespace lipfuse {

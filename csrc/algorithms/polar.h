@@ -72,21 +72,24 @@ LIPFUSE_DEVICE double polar_most_gain(int64_t n) {
 // Whether R = QᵀQ - I of this norm will do: it is small, and in no single direction does the result
 // exceed 1 noticeably.
 template <class Backend>
-LIPFUSE_DEVICE LIPFUSE_APART bool polar_reached(Backend& backend, const typename Backend::Scalar* r,
-                                                int64_t n, double tolerance, double residual) {
+LIPFUSE_DEVICE LIPFUSE_NOINLINE bool polar_reached(Backend& backend,
+                                                   const typename Backend::Scalar* r, int64_t n,
+                                                   double tolerance, double residual) {
     const double floor = polar_floor<typename Backend::Scalar>(n);
     if (residual > std::max(tolerance, floor)) return false;
     const double overshoot = 2 * std::max(std::min(tolerance, polar_overshoot), floor);
     return residual <= overshoot || ritz_values_below(backend, r, n, 8, 0.8 * overshoot);
 }
 
+// The functions apart keep registers free of what only they need.
+//
 // Chooses the next stage from the spectrum of R + I, and estimates that of W, divided by `unit`.
 // lifts[0] stands for no stage.
 template <class Backend>
-LIPFUSE_DEVICE LIPFUSE_APART const Lift& polar_stage(Backend& backend,
-                                                     const typename Backend::Scalar* r, int64_t n,
-                                                     double tolerance, double unit, Lift* lifts,
-                                                     PolarInfo& info) {
+LIPFUSE_DEVICE LIPFUSE_NOINLINE const Lift& polar_stage(Backend& backend,
+                                                        const typename Backend::Scalar* r,
+                                                        int64_t n, double tolerance, double unit,
+                                                        Lift* lifts, PolarInfo& info) {
     using T = typename Backend::Scalar;
     constexpr double rounding = std::numeric_limits<T>::epsilon();
     const Lift& last = lifts[info.stages];
@@ -148,9 +151,9 @@ LIPFUSE_DEVICE LIPFUSE_APART const Lift& polar_stage(Backend& backend,
 // What no eigenvalue of R = QᵀQ - I exceeds: its norm. Where a null space keeps that large, a
 // Cholesky factorisation proves what the polynomials promise.
 template <class Backend>
-LIPFUSE_DEVICE LIPFUSE_APART double polar_excess(Backend& backend,
-                                                 const typename Backend::Scalar* r, int64_t n,
-                                                 double residual) {
+LIPFUSE_DEVICE LIPFUSE_NOINLINE double polar_excess(Backend& backend,
+                                                    const typename Backend::Scalar* r, int64_t n,
+                                                    double residual) {
     if (residual > 1e-2)
         for (double x = 4 * polar_floor<typename Backend::Scalar>(n); x < residual;
              x = std::max(4 * x, 1e-5))

@@ -12,7 +12,6 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#define LIPFUSE_NOINLINE __noinline__
 #define LIPFUSE_UNROLL _Pragma("unroll")
 // Chips whose tensor cores form six bfloat16 products in less time than the others one of float32:
 // compute capability 8.0, 9.x and 10.x.

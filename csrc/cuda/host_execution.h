@@ -27,7 +27,6 @@
 #define LIPFUSE_UNOBSERVED
 #endif
 
-#define LIPFUSE_NOINLINE __attribute__((noinline))
 #define LIPFUSE_UNROLL
 #define LIPFUSE_SPLIT_PRODUCTS 1
 
