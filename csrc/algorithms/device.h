@@ -3,8 +3,10 @@
 
 #ifdef __CUDACC__
 #define LIPFUSE_DEVICE __device__
+#define LIPFUSE_NOINLINE __noinline__
 #else
 #define LIPFUSE_DEVICE
+#define LIPFUSE_NOINLINE __attribute__((noinline))
 #endif
 
 namespace lipfuse {

@@ -36,12 +36,18 @@ struct PolarInfo {
 
 constexpr int polar_most_stages = 18;
 
-// What a stage did to small singular values, to tell theirs from what became of them.
+// What a stage does, which tells what small singular values were from what becomes of them.
 struct Lift {
-    Halley f;                           // on singular values divided by `size`
-    double l = 0, least = 0, size = 1;  // [l, 1] was led to [least, 1]
+    Halley f;                             // on singular values divided by sqrt(high)
+    double l = 0, least = 1, high = 1;    // [l, 1] is led to [least, top]
+    double top = 1, gain = 1;             // gain: what this and earlier stages do near zero
+    const Minimax* polynomial = nullptr;  // or none: f is carried out
+    bool rough = false;                   // later stages correct the polynomial
+    bool polishes = false;  // nothing is left to do: what can be lifted has been, the rest is at 1
+    bool doubtful = false;  // the smallest singular values could not be seen in the first stage
 
     LIPFUSE_DEVICE double undo(double y) const {
+        const double size = std::sqrt(high);
         if (y >= least) return l * size;  // or more
         return (f.c > 0 ? f.inverse(y, l) : std::fmin(l, y / f.a)) * size;
     }
@@ -50,6 +56,110 @@ struct Lift {
 // polynomial does as well, below them rounding in the inverse would show.
 LIPFUSE_DEVICE constexpr double polar_rational_from = 0.01, polar_rational_below = 0.22;
 LIPFUSE_DEVICE constexpr double polar_overshoot = 1e-5;
+
+// What rounding alone leaves of ‖I - QᵀQ‖_F.
+template <class T>
+LIPFUSE_DEVICE double polar_floor(int64_t n) {
+    return 0.5 * std::numeric_limits<T>::epsilon() * double(n);
+}
+
+// A singular value this far below the largest is rounding noise; it is not blown up to 1.
+template <class T>
+LIPFUSE_DEVICE double polar_most_gain(int64_t n) {
+    return 1 / (8 * std::numeric_limits<T>::epsilon() * std::sqrt(double(n)));
+}
+
+// Whether R = QᵀQ - I of this norm will do: it is small, and in no single direction does the result
+// exceed 1 noticeably.
+template <class Backend>
+LIPFUSE_DEVICE LIPFUSE_NOINLINE bool polar_reached(Backend& backend,
+                                                   const typename Backend::Scalar* r, int64_t n,
+                                                   double tolerance, double residual) {
+    const double floor = polar_floor<typename Backend::Scalar>(n);
+    if (residual > std::max(tolerance, floor)) return false;
+    const double overshoot = 2 * std::max(std::min(tolerance, polar_overshoot), floor);
+    return residual <= overshoot || ritz_values_below(backend, r, n, 8, 0.8 * overshoot);
+}
+
+// The functions apart keep registers free of what only they need.
+//
+// Chooses the next stage from the spectrum of R + I, and estimates that of W, divided by `unit`.
+// lifts[0] stands for no stage.
+template <class Backend>
+LIPFUSE_DEVICE LIPFUSE_NOINLINE const Lift& polar_stage(Backend& backend,
+                                                        const typename Backend::Scalar* r,
+                                                        int64_t n, double tolerance, double unit,
+                                                        Lift* lifts, PolarInfo& info) {
+    using T = typename Backend::Scalar;
+    constexpr double rounding = std::numeric_limits<T>::epsilon();
+    const Lift& last = lifts[info.stages];
+    Lift& lift = lifts[info.stages + 1];
+    Interval range = spectrum(backend, r, n, n < 256 ? 10 : 16);
+    // A start vector in the null space sees nothing; the Frobenius norm bounds what there is.
+    if (!(range.high > 0)) range.high = 1 + info.residual;
+    range.low = std::max(range.low, 4 * rounding * range.high);
+    double smallest = std::sqrt(range.low);
+    for (int i = info.stages; i > 0; --i) smallest = lifts[i].undo(smallest);
+    smallest /= unit;
+    if (info.stages == 0) {
+        info.low = smallest;
+        info.high = std::sqrt(range.high) / unit;
+    } else if (range.low < 0.5 || last.doubtful) {
+        // Earlier stages have set the small singular values apart, so this sees them better.
+        info.low = std::min(info.low, smallest);
+    }
+    double l = std::sqrt(range.low / range.high);
+    const bool lifted = last.gain > polar_most_gain<T>(n);
+    if (lifted) {
+        // What cannot be lifted any further stays; the others are brought to 1. They fill
+        // [least, top], which the estimate is too coarse to tell, unless some escaped.
+        if (range.seen <= last.top * last.top)
+            range.high = std::min(range.high, last.top * last.top);
+        l = last.least / last.top;
+    }
+    lift = Lift();
+    lift.high = range.high;
+    const double accurate = Halley::least(0.6 * tolerance, rounding);
+    if (Backend::inverts && !lifted && l > std::max(polar_rational_from, accurate) &&
+        l < polar_rational_below) {
+        // So few steps cannot see how small the smallest singular values are at first.
+        lift.doubtful = info.stages == 0 && l < 0.06;
+        lift.l = lift.doubtful ? std::max(accurate, 4e-3) : l;
+        lift.f = Halley(lift.l);
+        lift.least = lift.f(lift.l);
+    } else {
+        // A smaller l would hardly lift small singular values faster, and spread the others.
+        lift.l = std::max(l, 0.02);
+        // What is asked of each direction: the residual adds up over n of them, and no singular
+        // value may exceed 1 by more than `polar_overshoot`.
+        const double accuracy =
+            std::min(0.5 * tolerance / std::sqrt(double(n)), 0.5 * polar_overshoot);
+        const Minimax& poly = choose_polynomial(backend, lift.l, accuracy);
+        lift.polynomial = &poly;
+        lift.rough = poly.error > accuracy;
+        lift.polishes = lifted && !lift.rough;
+        lift.doubtful = last.doubtful;
+        lift.f = Halley::line(poly.at_zero());
+        lift.least = 1 - poly.error;
+        lift.top = 1 + poly.error;
+    }
+    lift.gain = last.gain * lift.f.a;
+    lift.top *= 1 + 4 * rounding;
+    return lift;
+}
+
+// What no eigenvalue of R = QᵀQ - I exceeds: its norm. Where a null space keeps that large, a
+// Cholesky factorisation proves what the polynomials promise.
+template <class Backend>
+LIPFUSE_DEVICE LIPFUSE_NOINLINE double polar_excess(Backend& backend,
+                                                    const typename Backend::Scalar* r, int64_t n,
+                                                    double residual) {
+    if (residual > 1e-2)
+        for (double x = 4 * polar_floor<typename Backend::Scalar>(n); x < residual;
+             x = std::max(4 * x, 1e-5))
+            if (lies_below(backend, r, n, x)) return x;
+    return residual;
+}
 
 // q <- scale * Q. Singular values of Q stay below 1 + polar_overshoot + rounding.
 // inverse_root (small x small, may be null): (WᵀW)^(-1/2), which the gradient of a matrix that is
@@ -95,76 +205,21 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
     T* spare = nullptr;  // the other buffer of the growing product of a wide spectrum
     side.deviation(source, r);
     info.residual = std::sqrt(backend.dot(n * n, r, r));
-    // What rounding alone leaves of ‖I - QᵀQ‖_F, and what is asked of each direction: the
-    // residual adds up over n of them, and no singular value may exceed 1 by more than `overshoot`.
-    const double floor = 0.5 * rounding * double(n);
-    const double goal = std::max(tolerance, floor);
-    const double per_direction =
-        std::min(0.5 * tolerance / std::sqrt(double(n)), 0.5 * polar_overshoot);
-    // Done: the residual is small, and in no single direction does the result exceed 1 noticeably.
-    auto reached = [&] {
-        if (info.residual > goal) return false;
-        const double overshoot = 2 * std::max(std::min(tolerance, polar_overshoot), floor);
-        return info.residual <= overshoot || ritz_values_below(backend, r, n, 8, 0.8 * overshoot);
-    };
-    // A singular value this far below the largest is rounding noise; it is not blown up to 1.
-    const double most_gain = 1 / (8 * rounding * std::sqrt(double(n)));
-    double gain = 1, covered = 1, top = 1;  // the last stage led to [covered, top]
-    Lift lifts[polar_most_stages];
-    bool polished = false, doubtful = false;
-    while (!reached() && info.stages < polar_most_stages && !polished) {
-        Interval range = spectrum(backend, r, n, n < 256 ? 10 : 16);
-        // A start vector in the null space sees nothing; the Frobenius norm bounds what there is.
-        if (!(range.high > 0)) range.high = 1 + info.residual;
-        range.low = std::max(range.low, 4 * rounding * range.high);
-        double smallest = std::sqrt(range.low);
-        for (int i = info.stages; i-- > 0;) smallest = lifts[i].undo(smallest);
-        smallest /= unit;
-        if (info.stages == 0) {
-            info.low = smallest;
-            info.high = std::sqrt(range.high) / unit;
-        } else if (range.low < 0.5 || doubtful) {
-            // Earlier stages have set the small singular values apart, so this sees them better.
-            info.low = std::min(info.low, smallest);
-        }
-        // What this stage does to singular values near zero, and to what ends of [l, 1] it leads.
-        double l = std::sqrt(range.low / range.high), rise = 1, least = l, most = 1;
-        bool finest = false;
-        if (gain > most_gain) {
-            // What cannot be lifted any further stays; the others are brought to 1. They fill
-            // [covered, top], which the estimate is too coarse to tell, unless some escaped.
-            if (range.seen <= top * top) range.high = std::min(range.high, top * top);
-            l = covered / top;
-        }
-        const double accurate = Halley::least(0.6 * tolerance, rounding);
-        const bool rational = Backend::inverts && l > std::max(polar_rational_from, accurate) &&
-                              l < polar_rational_below && gain <= most_gain;
-        if constexpr (Backend::inverts) {
-            if (rational) {
-                // So few steps cannot see how small the smallest singular values are at first.
-                doubtful = info.stages == 0 && l < 0.06;
-                if (doubtful) l = std::max(accurate, 4e-3);
-                const Halley f(l);
-                lifts[info.stages] = {f, l, f(l), std::sqrt(range.high)};
-                const double root = std::sqrt(range.high);
-                backend.combine(T(f.c / range.high), r, n, T(1 + f.c / range.high), p);
-                backend.invert(p, n, n);
-                backend.combine(T(f.lift / root), p, n, T(f.b / f.c / root), p);
-                rise = f.a;
-                least = f(l);
-            }
-        }
-        if (!rational) {
-            // A smaller l would hardly lift small singular values faster, and spread the others.
-            l = std::max(l, 0.02);
-            const Minimax& poly = choose_polynomial(backend, l, per_direction);
-            allow_rough_products(backend, poly.error > per_direction);
-            evaluate(backend, poly, range.high, static_cast<const T*>(r), n, &p, scratch);
-            rise = poly.at_zero();
-            least = 1 - poly.error;
-            most = 1 + poly.error;
-            finest = poly.error <= per_direction;
-            lifts[info.stages] = {Halley::line(rise), l, least, std::sqrt(range.high)};
+    Lift lifts[polar_most_stages + 1];  // from the second on; the first stands for no stage
+    while (!polar_reached(backend, r, n, tolerance, info.residual) &&
+           info.stages < polar_most_stages && !lifts[info.stages].polishes) {
+        const Lift& lift =
+            polar_stage(backend, static_cast<const T*>(r), n, tolerance, unit, lifts, info);
+        if (lift.polynomial) {
+            allow_rough_products(backend, lift.rough);
+            evaluate(backend, *lift.polynomial, lift.high, static_cast<const T*>(r), n, &p,
+                     scratch);
+        } else if constexpr (Backend::inverts) {
+            const Halley& f = lift.f;
+            const double root = std::sqrt(lift.high);
+            backend.combine(T(f.c / lift.high), r, n, T(1 + f.c / lift.high), p);
+            backend.invert(p, n, n);
+            backend.combine(T(f.lift / root), p, n, T(f.b / f.c / root), p);
         }
         if (inverse_root) {
             if (info.stages == 0) {
@@ -187,12 +242,8 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
         backend.release(stage);
         source = q;
         ++info.stages;
-        if (gain > most_gain) polished = finest;
-        gain *= rise;
-        covered = least;
-        top = most * (1 + 4 * rounding);
         const double before = info.residual;
-        if (side.big >= 2 * n && l > 0.3) {
+        if (side.big >= 2 * n && lift.l > 0.3) {
             // p S p costs less than the Gram matrix of a tall result. Only where S is well
             // conditioned: its rounding errors are multiplied by p².
             auto e = backend.epilogue(scratch[0]);  // S p = R p + p
@@ -206,7 +257,7 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
             side.deviation(q, r);
         }
         info.residual = std::sqrt(backend.dot(n * n, r, r));
-        if (!(info.residual < 0.7 * before) && l > 0.5 && gain < most_gain)
+        if (!(info.residual < 0.7 * before) && lift.l > 0.5 && lift.gain < polar_most_gain<T>(n))
             break;  // rounding level
     }
     if (info.stages == 0) {  // orthogonal to begin with
@@ -217,18 +268,10 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
         }
         info.low = info.high = 1 / unit;
     }
-    // No eigenvalue of QᵀQ exceeds 1 + ‖QᵀQ - I‖_F. Where a null space keeps that norm large, a
-    // Cholesky factorisation proves what the polynomials promise.
-    double excess = info.residual;
-    if (excess > 1e-2)
-        for (double x = 4 * floor; x < excess; x = std::max(4 * x, 1e-5))
-            if (lies_below(backend, r, n, x)) {
-                excess = x;
-                break;
-            }
+    const double excess = polar_excess(backend, static_cast<const T*>(r), n, info.residual);
     info.bound = std::sqrt(1 + excess + 2 * rounding * std::sqrt(double(n)));
     // Reached: singular values exceed 1 by no more than the goal allows. Else divide by the bound.
-    const double divisor = info.residual <= goal ? 1 : info.bound;
+    const double divisor = info.residual <= std::max(tolerance, polar_floor<T>(n)) ? 1 : info.bound;
     info.bound /= divisor;
     if (scale != divisor) backend.axpby(area, T(scale / divisor), q, T(0), none, q);
     backend.release(mark);

@@ -12,7 +12,6 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#define LIPFUSE_NOINLINE __noinline__
 #define LIPFUSE_UNROLL _Pragma("unroll")
 // Chips whose tensor cores form six bfloat16 products in less time than the others one of float32:
 // compute capability 8.0, 9.x and 10.x.
@@ -84,11 +83,10 @@ __device__ inline float as_float(uint32_t bits) {
 // a whole warp (the PTX manual has the layout). The tensor cores round towards zero, which over a
 // long sum would be a bias; so they add up 16 products at a time, the small ones first, and the
 // rest is added in the ordinary way.
-template <int M>
+template <int M, int P>
 __device__ inline void multiply_split([[maybe_unused]] float (&sum)[M][4],
-                                      [[maybe_unused]] const uint32_t (&a)[M][3][4],
-                                      [[maybe_unused]] const uint32_t (&b)[3][2],
-                                      [[maybe_unused]] int pieces) {
+                                      [[maybe_unused]] const uint32_t (&a)[M][P][4],
+                                      [[maybe_unused]] const uint32_t (&b)[P][2]) {
 #if LIPFUSE_SPLIT_PRODUCTS
     float part[M][4] = {};
     const auto term = [&](int i, int j) {
@@ -100,7 +98,7 @@ __device__ inline void multiply_split([[maybe_unused]] float (&sum)[M][4],
                 : "r"(a[m][i][0]), "r"(a[m][i][1]), "r"(a[m][i][2]), "r"(a[m][i][3]), "r"(b[j][0]),
                   "r"(b[j][1]));
     };
-    if (pieces == 3) {
+    if constexpr (P == 3) {
         term(2, 0);
         term(0, 2);
         term(1, 1);

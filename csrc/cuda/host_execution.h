@@ -27,7 +27,6 @@
 #define LIPFUSE_UNOBSERVED
 #endif
 
-#define LIPFUSE_NOINLINE __attribute__((noinline))
 #define LIPFUSE_UNROLL
 #define LIPFUSE_SPLIT_PRODUCTS 1
 
@@ -421,19 +420,19 @@ inline uint16_t to_fp16(float x) {
 }
 
 // The device's product of fragments, in its layout; see execution.h.
-template <int M>
+template <int M, int P>
 LIPFUSE_UNOBSERVED __attribute__((no_sanitize("address"))) inline void multiply_split(
-    float (&sum)[M][4], const uint32_t (&a)[M][3][4], const uint32_t (&b)[3][2], int pieces) {
+    float (&sum)[M][4], const uint32_t (&a)[M][P][4], const uint32_t (&b)[P][2]) {
     host::Thread& t = host::self();
     host::Warp& warp = t.block->warps[t.index / 32];
     auto* slots = warp.fragments[warp.barrier.generation % 2];
     const int lane = t.index % 32;
     std::memcpy(slots[lane], a, sizeof a);
-    std::memcpy(slots[lane] + 12 * M, b, sizeof b);
+    std::memcpy(slots[lane] + 4 * P * M, b, sizeof b);
     host::Grid::current()->arrive(warp.barrier, false);
     // The rows of A and columns of B that this lane's results are made of.
-    float x[M][2][3][16], y[2][3][16];
-    for (int p = 0; p < pieces; ++p)
+    float x[M][2][P][16], y[2][P][16];
+    for (int p = 0; p < P; ++p)
         for (int k = 0; k < 16; ++k) {
             const auto half = [k](uint32_t word) {
                 return as_float(k % 2 ? word & 0xffff0000u : word << 16);
@@ -441,15 +440,15 @@ LIPFUSE_UNOBSERVED __attribute__((no_sanitize("address"))) inline void multiply_
             for (int h = 0; h < 2; ++h) {
                 for (int m = 0; m < M; ++m)
                     x[m][h][p][k] =
-                        half(slots[lane / 4 * 4 + k % 8 / 2][(m * 3 + p) * 4 + h + 2 * (k / 8)]);
+                        half(slots[lane / 4 * 4 + k % 8 / 2][(m * P + p) * 4 + h + 2 * (k / 8)]);
                 y[h][p][k] =
-                    half(slots[(lane % 4 * 2 + h) * 4 + k % 8 / 2][12 * M + 2 * p + k / 8]);
+                    half(slots[(lane % 4 * 2 + h) * 4 + k % 8 / 2][4 * P * M + 2 * p + k / 8]);
             }
         }
     for (int m = 0; m < M; ++m)
         for (int r = 0; r < 4; ++r) {
             float part = 0;
-            for (int order = pieces - 1; order >= 0; --order)
+            for (int order = P - 1; order >= 0; --order)
                 for (int i = order; i >= 0; --i)
                     for (int k = 0; k < 16; ++k) part += x[m][r / 2][i][k] * y[r % 2][order - i][k];
             sum[m][r] += part;

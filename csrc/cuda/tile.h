@@ -163,45 +163,12 @@ struct SplitTile {
     static LIPFUSE_DEVICE void multiply(unsigned char* memory, int pieces, int thread,
                                         const View<float>& a, const View<float>& b, int64_t i0,
                                         int64_t j0, int64_t k0, int64_t k1, float (&sum)[sums]) {
-        // two chunks of both operands in turn, each three pieces
-        uint32_t* chunk = reinterpret_cast<uint32_t*>(memory);
-        int other = 2 * 3 * words;
-        Mover left(Operand<float>::rows_of(a), i0, k0, k1, thread);
-        Mover right(Operand<float>::columns_of(b), j0, k0, k1, thread);
-        const int lane = thread % 32, warp = thread / 32, half = warp / 4;
-        const int first_a = at(warp / 2 % 2 * 32 + lane / 4, 8 * half + lane % 4),
-                  first_b = at(warp % 2 * 32 + lane / 4, 8 * half + lane % 4) + 3 * words;
+        const int half = thread / 128;
         float own[4][2][4] = {};
-        left.fetch();
-        right.fetch();
-        for (int64_t k = k0; k < k1; k += depth) {
-            left.stage(pieces, chunk);
-            right.stage(pieces, chunk + 3 * words);
-            sync_threads();
-            if (k + depth < k1) {
-                left.fetch();
-                right.fetch();
-            }
-            uint32_t x[2][3][4], y[3][2];
-            LIPFUSE_UNROLL
-            for (int m = 0; m < 2; ++m) LIPFUSE_UNROLL
-            for (int p = 0; p < 3; ++p) LIPFUSE_UNROLL
-            for (int r = 0; r < 4; ++r)
-                if (p < pieces)
-                    x[m][p][r] = chunk[p * words + (16 * m + r % 2 * 8) * line_words +
-                                       (first_a ^ (r / 2 * 4))];
-            LIPFUSE_UNROLL
-            for (int n = 0; n < 4; ++n) {
-                LIPFUSE_UNROLL
-                for (int p = 0; p < 3; ++p) LIPFUSE_UNROLL
-                for (int r = 0; r < 2; ++r)
-                    if (p < pieces)
-                        y[p][r] = chunk[p * words + 8 * n * line_words + (first_b ^ (r * 4))];
-                multiply_split<2>(own[n], x, y, pieces);
-            }
-            chunk += other;
-            other = -other;
-        }
+        if (pieces == 3)
+            add_up<3>(memory, thread, a, b, i0, j0, k0, k1, own);
+        else
+            add_up<2>(memory, thread, a, b, i0, j0, k0, k1, own);
         sync_threads();
         // The halves swap what they have of each other's columns.
         float* swap = reinterpret_cast<float*>(memory);
@@ -221,6 +188,50 @@ struct SplitTile {
     }
 
 private:
+    // What this thread's half of the warps takes of all chunks. The number of pieces is a constant:
+    // registers that are only sometimes written would be taken for the whole of a kernel.
+    template <int pieces>
+    static LIPFUSE_DEVICE void add_up(unsigned char* memory, int thread, const View<float>& a,
+                                      const View<float>& b, int64_t i0, int64_t j0, int64_t k0,
+                                      int64_t k1, float (&own)[4][2][4]) {
+        // two chunks of both operands in turn, each three pieces
+        uint32_t* chunk = reinterpret_cast<uint32_t*>(memory);
+        int other = 2 * pieces * words;
+        Mover left(Operand<float>::rows_of(a), i0, k0, k1, thread);
+        Mover right(Operand<float>::columns_of(b), j0, k0, k1, thread);
+        const int lane = thread % 32, warp = thread / 32, half = warp / 4;
+        const int first_a = at(warp / 2 % 2 * 32 + lane / 4, 8 * half + lane % 4),
+                  first_b = at(warp % 2 * 32 + lane / 4, 8 * half + lane % 4) + pieces * words;
+        left.fetch();
+        right.fetch();
+        for (int64_t k = k0; k < k1; k += depth) {
+            left.stage<pieces>(chunk);
+            right.stage<pieces>(chunk + pieces * words);
+            sync_threads();
+            if (k + depth < k1) {
+                left.fetch();
+                right.fetch();
+            }
+            uint32_t x[2][pieces][4], y[pieces][2];
+            LIPFUSE_UNROLL
+            for (int m = 0; m < 2; ++m) LIPFUSE_UNROLL
+            for (int p = 0; p < pieces; ++p) LIPFUSE_UNROLL
+            for (int r = 0; r < 4; ++r)
+                x[m][p][r] =
+                    chunk[p * words + (16 * m + r % 2 * 8) * line_words + (first_a ^ (r / 2 * 4))];
+            LIPFUSE_UNROLL
+            for (int n = 0; n < 4; ++n) {
+                LIPFUSE_UNROLL
+                for (int p = 0; p < pieces; ++p) LIPFUSE_UNROLL
+                for (int r = 0; r < 2; ++r)
+                    y[p][r] = chunk[p * words + 8 * n * line_words + (first_b ^ (r * 4))];
+                multiply_split(own[n], x, y);
+            }
+            chunk += other;
+            other = -other;
+        }
+    }
+
     // Where a word of a line is; other lines of the same place modulo 8 have it at the same place,
     // and toggling bits 2 and 3 of the word toggles those of the place.
     static LIPFUSE_DEVICE int at(int line, int word) {
@@ -278,13 +289,13 @@ private:
             from += depth * depth_stride;
             rest -= depth;
         }
-        LIPFUSE_DEVICE void stage(int pieces, uint32_t* chunk) const {
+        template <int pieces>
+        LIPFUSE_DEVICE void stage(uint32_t* chunk) const {
             LIPFUSE_UNROLL
             for (int q = 0; q < mine; ++q) {
                 float x = next[2 * q], y = next[2 * q + 1];
                 LIPFUSE_UNROLL
-                for (int p = 0; p < 3; ++p) {
-                    if (p >= pieces) continue;
+                for (int p = 0; p < pieces; ++p) {
                     const uint32_t both = pack_bf16(x, y);
                     chunk[p * words + 16 * q * line_words + place] = both;
                     x -= as_float(both << 16);  // exact, and so is the next piece's
