@@ -10,7 +10,8 @@
 namespace lipfuse {
 
 // P = p(S / high) / sqrt(high) for S = I + R. R is what is kept of S: near an orthogonal matrix it
-// holds the digits that S would lose. `result` and the two arrays of scratch may change places.
+// holds the digits that S would lose. Both are kept as half. `result` and the two arrays of scratch may
+// change places.
 template <class Backend, class T>
 LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high, const T* r, int64_t n,
                              T** result, T** scratch) {
@@ -18,7 +19,7 @@ LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high, co
     // E = alpha R + gamma I, spelled out in every epilogue below.
     const double low = p.l * p.l, unit = 1 / std::sqrt(high);
     const double alpha = 2 / (high * (1 - low)), gamma = alpha - (1 + low) / (1 - low);
-    auto view = [&](const T* x) { return backend.view(x, n, n); };
+    auto half = [&](const T* x) { return backend.half(x, n); };
     if (p.degree == 1) {
         backend.combine(T(unit * p.c[1] * alpha), r, n, T(unit * (p.c[0] + p.c[1] * gamma)), out);
         return;
@@ -29,7 +30,7 @@ LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high, co
         e.acc[0] = T(unit * p.c[2] * alpha * alpha);
         e.x0[0] = T(unit * (2 * p.c[2] * alpha * gamma + p.c[1] * alpha));
         e.diagonal[0] = T(unit * (p.c[2] * gamma * gamma + p.c[1] * gamma + p.c[0]));
-        backend.multiply(view(r), view(r), e, true);
+        backend.multiply_half(half(r), half(r), e);
         return;
     }
     T* e2 = scratch[0];
@@ -47,14 +48,14 @@ LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high, co
     first.acc[1] = T(q2 * alpha * alpha);
     first.x0[1] = T(2 * q2 * alpha * gamma + q1 * alpha);
     first.diagonal[1] = T(q2 * gamma * gamma + q1 * gamma + q0);
-    backend.multiply(view(r), view(r), first, true);
+    backend.multiply_half(half(r), half(r), first);
     auto last = backend.epilogue(out);
     last.x[0] = r;
     if (p.degree == 4) {  // E² (c4 E² + c3 E + c2) + c1 E + c0
         last.acc[0] = T(unit);
         last.x0[0] = T(unit * p.c[1] * alpha);
         last.diagonal[0] = T(unit * (p.c[0] + p.c[1] * gamma));
-        backend.multiply(view(e2), view(m), last, true);
+        backend.multiply_half(half(e2), half(m), last);
         return;
     }
     // y = E² M gives both factors: y + c E² + d E + f I and y + e E². M is read as an operand while
@@ -71,14 +72,14 @@ LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high, co
     second.x1[0] = T(p.d * alpha);
     second.diagonal[0] = T(p.d * gamma + p.f);
     second.x0[1] = T(p.e);
-    backend.multiply(view(e2), view(m), second, true);
+    backend.multiply_half(half(e2), half(m), second);
     last.out[0] = m;
     last.x[1] = e2;
     last.acc[0] = T(unit);
     last.x1[0] = T(unit * p.g);
     last.x0[0] = T(unit * p.h * alpha);
     last.diagonal[0] = T(unit * (p.i + p.h * gamma));
-    backend.multiply(view(factor), view(right), last, true);
+    backend.multiply_half(half(factor), half(right), last);
     exchange(*result, scratch[1]);
     backend.release(mark);
 }

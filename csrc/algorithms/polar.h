@@ -204,7 +204,7 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
     T* scratch[2] = {backend.allocate(n * n), backend.allocate(n * n)};
     T* spare = nullptr;  // the other buffer of the growing product of a wide spectrum
     side.deviation(source, r);
-    info.residual = std::sqrt(backend.dot(n * n, r, r));
+    info.residual = std::sqrt(backend.square_of_half(r, n));
     Lift lifts[polar_most_stages + 1];  // from the second on; the first stands for no stage
     while (!polar_reached(backend, r, n, tolerance, info.residual) &&
            info.stages < polar_most_stages && !lifts[info.stages].polishes) {
@@ -218,6 +218,7 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
             const Halley& f = lift.f;
             const double root = std::sqrt(lift.high);
             backend.combine(T(f.c / lift.high), r, n, T(1 + f.c / lift.high), p);
+            backend.complete(p, n);
             backend.invert(p, n, n);
             backend.combine(T(f.lift / root), p, n, T(f.b / f.c / root), p);
         }
@@ -226,8 +227,8 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
                 backend.axpby(n * n, T(unit), p, T(0), none, inverse_root);
             } else {
                 if (!spare) spare = backend.allocate(n * n);
-                backend.multiply(backend.view(inverse_root, n, n), backend.view(p, n, n), spare,
-                                 true);
+                backend.multiply_half(backend.half(inverse_root, n), backend.half(p, n),
+                                      backend.epilogue(spare));
                 backend.axpby(n * n, T(1), spare, T(0), none, inverse_root);
             }
         }
@@ -237,7 +238,7 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
             backend.axpby(area, T(1), q, T(0), none, copy);
             source = copy;
         }
-        side.apply(source, p, false, q, T(1), T(0), none);
+        side.apply(source, backend.half(p, n), q, T(1), T(0), none);
         allow_rough_products(backend, false);
         backend.release(stage);
         source = q;
@@ -249,14 +250,14 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
             auto e = backend.epilogue(scratch[0]);  // S p = R p + p
             e.x[0] = p;
             e.x0[0] = T(1);
-            backend.multiply(backend.view(r, n, n), backend.view(p, n, n), e, true);
+            backend.multiply_half(backend.half(r, n), backend.half(p, n), e);
             e = backend.epilogue(r);
             e.diagonal[0] = T(-1);
-            backend.multiply(backend.view(p, n, n), backend.view(scratch[0], n, n), e, true);
+            backend.multiply_half(backend.half(p, n), backend.half(scratch[0], n), e);
         } else {
             side.deviation(q, r);
         }
-        info.residual = std::sqrt(backend.dot(n * n, r, r));
+        info.residual = std::sqrt(backend.square_of_half(r, n));
         if (!(info.residual < 0.7 * before) && lift.l > 0.5 && lift.gain < polar_most_gain<T>(n))
             break;  // rounding level
     }
@@ -267,6 +268,8 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
             backend.add_diagonal(inverse_root, n, T(unit));
         }
         info.low = info.high = 1 / unit;
+    } else if (inverse_root) {
+        backend.complete(inverse_root, n);
     }
     const double excess = polar_excess(backend, static_cast<const T*>(r), n, info.residual);
     info.bound = std::sqrt(1 + excess + 2 * rounding * std::sqrt(double(n)));

@@ -77,6 +77,7 @@ LIPFUSE_DEVICE double cubic_step(Backend& backend, double l, int64_t n, T** c, T
     e.x0[0] = T(1);
     backend.multiply(view(y), view(*h), e, false);
     backend.skew(product, n, y);
+    backend.complete(y, n, Mirror::skew);
     backend.axpby(n * n, T(a), *c, T(-b), y, *c);
     backend.multiply(view(*h), view(*h), y, true);
     e = backend.epilogue(*spare);
@@ -193,8 +194,13 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
     if (tangent || low == high) {
         // H = h I: (Q (A - Aᵀ) / 2 + (G - Q A)) / h, all times scale; q² carries 1 / scale
         const double h = tangent ? 1 : low;
-        backend.axpby(n * n, T(0.5 / (scale * h)), c, T(square ? 0 : -1 / (scale * h)), a, k);
-        side.apply(q, k, false, out, T(1), square ? T(0) : T(scale / h), g);
+        if (square) {
+            side.apply(q, backend.half(c, n, Mirror::skew), out, T(0.5 / (scale * h)), T(0), none);
+        } else {
+            backend.complete(c, n, Mirror::skew);
+            backend.axpby(n * n, T(0.5 / (scale * h)), c, T(-1 / (scale * h)), a, k);
+            side.apply(q, k, false, out, T(1), T(scale / h), g);
+        }
         backend.release(mark);
         return;
     }
@@ -203,7 +209,7 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
     double l = cut / high;
     T* product = square ? a : backend.allocate(n * n);  // A itself is of no further use then
     T* previous = backend.allocate(n * n);
-    const T* solution = c;  // times `unit`: K of (scale H) K + K (scale H) = scale (QᵀG - GᵀQ)
+    T* solution = c;  // times `unit`: K of (scale H) K + K (scale H) = scale (QᵀG - GᵀQ)
     double unit = 1 / (scale * (high + cut));
     if (norm > 0 && (1 - l) / (1 + l) > tolerance) {
         T* h = backend.allocate(n * n);
@@ -214,15 +220,19 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
             // eigenvalues lie in [l, 1] as well, and C <- HCH.
             if constexpr (Backend::inverts) {
                 backend.axpby(n * n, T(cut), inverse_root, T(0), none, h);
-                backend.multiply(backend.view(h, n, n), backend.view(c, n, n), k, false);
-                backend.multiply(backend.view(k, n, n), backend.view(h, n, n), backend.epilogue(c),
-                                 Mirror::skew);
+                backend.multiply(backend.half(h, n), backend.half(c, n, Mirror::skew), k, false);
+                backend.multiply_half(backend.view(k, n, n), backend.half(h, n),
+                                      backend.epilogue(c), Mirror::skew);
             }
             unit = 1 / (scale * cut);
         } else {
             auto e = backend.epilogue(h);
             e.acc[0] = T(1 / (scale * high));
-            side.cross(q, w, e, true);  // H / high
+            side.cross_half(q, w, e);  // H / high
+            if (l < polar_rational_below) {
+                backend.complete(h, n);
+                backend.complete(c, n, Mirror::skew);
+            }
             if constexpr (Backend::inverts) {
                 if (low > polar_backward_rational_from * high)
                     while (l < polar_rational_below)
@@ -234,9 +244,10 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
         solve_by_chebyshev(backend, h, c, l, tolerance, n, &k, &previous);
         solution = k;
     }
-    if (square) {
-        side.apply(q, solution, false, out, T(unit), T(0), nullptr);  // (scale Q) K
+    if (square) {  // (scale Q) K
+        side.apply(q, backend.half(solution, n, Mirror::skew), out, T(unit), T(0), none);
     } else {
+        backend.complete(solution, n, Mirror::skew);
         if (low < polar_gradient_floor * high) {  // the forward's H^(-1) has no such bound
             T* damped = backend.allocate(n * n);
             auto e = backend.epilogue(previous);

@@ -39,20 +39,36 @@ struct Sided {
         else
             backend.multiply(a.transposed(), b, epilogue, symmetric);
     }
+    // The same where it is symmetric, of which half is kept.
+    template <class Epilogue>
+    LIPFUSE_DEVICE void cross_half(const T* x, const T* y, const Epilogue& epilogue) {
+        auto a = backend.view(x, rows, cols), b = backend.view(y, rows, cols);
+        if (left)
+            backend.multiply_half(a, b.transposed(), epilogue);
+        else
+            backend.multiply_half(a.transposed(), b, epilogue);
+    }
     LIPFUSE_DEVICE void cross(const T* x, const T* y, T* out, bool symmetric) {
         cross(x, y, backend.epilogue(out), symmetric);
     }
     LIPFUSE_DEVICE void gram(const T* x, T* out) { cross(x, x, out, true); }
-    // out = XᵀX - I
+    // out = XᵀX - I, of which half is kept
     LIPFUSE_DEVICE void deviation(const T* x, T* out) {
         auto epilogue = backend.epilogue(out);
         epilogue.diagonal[0] = T(-1);
-        cross(x, x, epilogue, true);
+        cross_half(x, x, epilogue);
     }
     // out = alpha X M + beta Y, M small x small; out may be Y
     LIPFUSE_DEVICE void apply(const T* x, const T* m, bool transpose_m, T* out, T alpha, T beta,
                               const T* y) {
-        auto a = backend.view(x, rows, cols), b = backend.view(m, small, small);
+        auto view = backend.view(m, small, small);
+        apply(x, transpose_m ? view.transposed() : view, out, alpha, beta, y);
+    }
+    // The same with a view of M: of a symmetric one that is kept as half, or where X is not wide of a
+    // skew-symmetric one.
+    template <class View>
+    LIPFUSE_DEVICE void apply(const T* x, const View& m, T* out, T alpha, T beta, const T* y) {
+        auto a = backend.view(x, rows, cols);
         auto epilogue = backend.epilogue(out);
         epilogue.acc[0] = alpha;
         if (beta != T(0)) {
@@ -60,9 +76,9 @@ struct Sided {
             epilogue.x0[0] = beta;
         }
         if (left)
-            backend.multiply(transpose_m ? b : b.transposed(), a, epilogue, false);
+            backend.multiply(m.transposed(), a, epilogue, false);
         else
-            backend.multiply(a, transpose_m ? b.transposed() : b, epilogue, false);
+            backend.multiply(a, m, epilogue, false);
     }
     // out = alpha (X M + Y N)
     LIPFUSE_DEVICE void apply_both(const T* x, const T* m, const T* y, const T* n, T alpha,

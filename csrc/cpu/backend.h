@@ -55,15 +55,48 @@ public:
         product.epilogue = e;
         compute(product);
     }
+
+    // Where several threads share a matrix of medium size, symmetric and skew-symmetric ones are kept
+    // as their lower halves if an algorithm allows it: what products need of the upper one they find
+    // while they pack their operands, and a mirror image in memory would travel from core to core. Small
+    // matrices are not packed, and large ones not twice.
+    bool keeps_half(int64_t n) const { return parallel_.threads > 1 && n > 160 && n <= half_most; }
+    View<const T> half(const T* data, int64_t n, Mirror mirror = Mirror::symmetric) const {
+        return {data, n, n, n, 1, keeps_half(n) ? mirror : Mirror::none};
+    }
+    void multiply_half(View<const T> a, View<const T> b, const Epilogue<T>& e,
+                       Mirror mirror = Mirror::symmetric) {
+        Product<T> product;
+        product.terms[0] = {a, b};
+        product.mirror = mirror;
+        product.half = keeps_half(a.rows);
+        product.epilogue = e;
+        compute(product);
+    }
+    // Writes the upper half of such a matrix.
+    void complete(T* x, int64_t n, Mirror mirror = Mirror::symmetric) {
+        if (!keeps_half(n)) return;
+        over_triangle(n, task_count(double(n) * double(n), 2e4),
+                      [&](int, int64_t begin, int64_t end) {
+                          kernels_.mirror(x, n, n, begin, end, mirror == Mirror::skew);
+                      });
+    }
+    // The sum of its squares, both halves counted.
+    double square_of_half(const T* x, int64_t n) {
+        if (!keeps_half(n)) return dot(n * n, x, x);
+        double partial[max_tasks];
+        const int tasks = over_rows_of_half(
+            n, task_count(double(n) * double(n), 2e4), [&](int t, int64_t begin, int64_t end) {
+                partial[t] = kernels_.square_of_half(x, n, begin, end);
+            });
+        return sum(partial, tasks);
+    }
+
     // previous <- k + fd (k - previous) + fr (c - (H K + K H)) for a symmetric h and skew-symmetric
     // k, previous and c, of whose upper halves those of the last two are not read: one step of a
     // three-term iteration.
     void sylvester_step(const T* h, const T* k, const T* c, T fd, T fr, T* previous, int64_t n) {
-        Product<T> product;
-        product.count = 2;
-        product.terms[0] = {view(h, n, n), view(k, n, n)};
-        product.terms[1] = {view(k, n, n), view(h, n, n)};
-        product.mirror = Mirror::skew;
+        Product<T> product = of_anticommutator(h, k, n);
         auto e = epilogue(previous);
         e.acc[0] = -fr;
         e.x[0] = k;
@@ -79,11 +112,7 @@ public:
     // The first step, from k = start c and nothing before it: k and previous are only written.
     void first_sylvester_step(const T* h, const T* c, T start, T fd, T fr, T* k, T* previous,
                               int64_t n) {
-        Product<T> product;
-        product.count = 2;
-        product.terms[0] = {view(h, n, n), view(c, n, n)};
-        product.terms[1] = {view(c, n, n), view(h, n, n)};
-        product.mirror = Mirror::skew;
+        Product<T> product = of_anticommutator(h, c, n);
         auto e = epilogue(previous);
         e.outputs = 2;
         e.out[1] = k;
@@ -145,11 +174,25 @@ public:
     // y = A x for a symmetric A
     void symmetric_matvec(const T* a, int64_t n, const T* x, T* y) {
         const int tasks = task_count(double(n) * double(n), matvec_work);
-        const int64_t blocks = panels(n, 64);
-        parallel_.for_each(tasks, [&](int t) {
-            kernels_.symmetric_matvec(a, n, x, std::min(n, part(blocks, t, tasks) * 64),
-                                      std::min(n, part(blocks, t + 1, tasks) * 64), y);
+        if (!keeps_half(n)) {
+            const int64_t blocks = panels(n, 64);
+            parallel_.for_each(tasks, [&](int t) {
+                kernels_.symmetric_matvec(a, n, x, std::min(n, part(blocks, t, tasks) * 64),
+                                          std::min(n, part(blocks, t + 1, tasks) * 64), y);
+            });
+            return;
+        }
+        // Rows give elements of y to the left of the diagonal as well, each task to a copy.
+        const auto mark = arena_.mark();
+        T* partial = allocate((tasks - 1) * n);
+        over_rows_of_half(n, tasks, [&](int t, int64_t begin, int64_t end) {
+            T* to = t == tasks - 1 ? y : partial + t * n;
+            std::fill(to, to + begin, T(0));
+            kernels_.symmetric_matvec_of_half(a, n, x, begin, end, to);
         });
+        for (int t = 0; t < tasks - 1; ++t)
+            kernels_.axpby(row_of_half(n, t + 1, tasks), T(1), partial + t * n, T(1), y, y);
+        arena_.release(mark);
     }
 
     // Lanczos's process for as long as one thread is enough for a product with A.
@@ -255,9 +298,11 @@ public:
         return most;
     }
 
+    // out = a - aᵀ, one that is kept as half; returns the sum of squares.
     double skew(const T* a, int64_t n, T* out) {
-        return over_lower_half(
-            n, [&](int64_t begin, int64_t end) { return kernels_.skew(a, n, begin, end, out); });
+        return over_lower_half(n, [&](int64_t begin, int64_t end) {
+            return kernels_.skew(a, n, begin, end, keeps_half(n), out);
+        });
     }
 
     void symmetrize(const T* a, T alpha, int64_t n, T* out) {
@@ -295,75 +340,163 @@ public:
 private:
     static constexpr int max_tasks = 64;
     static constexpr double matvec_work = 6.5e4;
+    static constexpr int64_t half_most = 320;
+    static constexpr int64_t own_copy_most = 160 * 1024;  // elements
+
+    // HK + KH for a symmetric h and a skew-symmetric k, both kept as half: skew-symmetric again.
+    Product<T> of_anticommutator(const T* h, const T* k, int64_t n) const {
+        Product<T> product;
+        product.count = 2;
+        product.terms[0] = {half(k, n, Mirror::skew), half(h, n)};
+        product.terms[1] = {half(h, n), half(k, n, Mirror::skew)};
+        product.mirror = Mirror::skew;
+        product.half = keeps_half(n);
+        return product;
+    }
+
+    // Matrices that a product has packed as B wants them, once or by every task for itself, and which of
+    // them its operands are. -1: none, the operand is read in place or packed for itself.
+    struct Packed {
+        struct Matrix {
+            View<const T> view;
+            bool as_b = false;
+            T* to = nullptr;
+            int64_t panels = 0, copy = 0;
+        };
+        Matrix of[4];
+        int count = 0, a[2] = {-1, -1}, b[2] = {-1, -1};
+
+        int find(const View<const T>& view) const {
+            for (int i = 0; i < count; ++i)
+                if (of[i].view.data == view.data && of[i].view.row_stride == view.row_stride &&
+                    of[i].view.col_stride == view.col_stride && of[i].view.half == view.half)
+                    return i;
+            return -1;
+        }
+        int find_or_add(const View<const T>& view, bool as_b) {
+            int i = find(view);
+            if (i < 0) of[i = count++].view = view;
+            of[i].as_b = of[i].as_b || as_b;
+            return i;
+        }
+    };
 
     // Packs the operands where that pays, then shares the result out.
     void compute(Product<T>& p) {
         const int64_t m = p.terms[0].a.rows, n = p.terms[0].b.cols, depth = p.terms[0].a.cols;
-        const bool half = p.mirror != Mirror::none;
-        const double work = double(m) * double(n) * double(depth) * p.count * (half ? 0.5 : 1);
+        const int64_t width = kernels_.tile_cols, height = kernels_.tile_rows,
+                      b_panels = panels(n, width), a_panels = panels(m, height);
+        const bool mirrored = p.mirror != Mirror::none;
+        const double work = double(m) * double(n) * double(depth) * p.count * (mirrored ? 0.5 : 1);
         const int tasks = task_count(work, 6e4);
-        const int64_t a_panels = panels(m, kernels_.tile_rows),
-                      b_panels = panels(n, kernels_.tile_cols);
         // A wide result is cut by columns: whoever computes some packs his own panels of B, one at a
         // time, and finds them in his cache.
-        const bool by_columns = !half && (n >= 2 * m || a_panels < 2 * tasks);
+        const bool by_columns = !mirrored && (n >= 2 * m || a_panels < 2 * tasks);
+        const bool by_rows = !by_columns && (!mirrored || p.half);
         if (p.epilogue.stride == 0) p.epilogue.stride = n;
         const auto mark = arena_.mark();
         T* strips[2] = {nullptr, nullptr};
-        bool packed = false;
+        Packed packed;
         for (int i = 0; i < p.count; ++i) {
             auto& term = p.terms[i];
             // Operands are copied into panels only where reading them in place would be slow:
             // columns that are not contiguous, or strides that exhaust the cache's associativity.
-            const bool pack_b = term.b.col_stride != 1 || term.b.row_stride * depth > 160 * 160;
+            const bool pack_b = term.b.half != Mirror::none || term.b.col_stride != 1 ||
+                                term.b.row_stride * depth > 160 * 160;
             const bool pack_a =
-                term.a.col_stride != 1 && (term.a.row_stride != 1 || m * depth > 96 * 96);
-            if (pack_a) term.packed_a = allocate(a_panels * kernels_.tile_rows * depth);
+                term.a.half != Mirror::none ||
+                (term.a.col_stride != 1 && (term.a.row_stride != 1 || m * depth > 96 * 96));
             if (pack_b && by_columns)
-                strips[i] = allocate(tasks * kernels_.tile_cols * depth);
+                strips[i] = allocate(tasks * width * depth);
             else if (pack_b)
-                term.packed_b = allocate(b_panels * kernels_.tile_cols * depth);
-            packed = packed || pack_a || term.packed_b;
+                packed.b[i] = packed.find_or_add(term.b, true);
+            if (pack_a) {
+                term.packed_a = allocate(a_panels * height * depth);
+                packed.a[i] = term.a.half == Mirror::none ? packed.find(term.a.transposed())
+                                                          : packed.find_or_add(term.a, false);
+            }
             // Reading whole register tiles past the last row or column must stay inside the matrix.
-            if (!pack_a && m % kernels_.tile_rows != 0) {
-                T* tail = allocate(kernels_.tile_rows * depth);
+            if (!pack_a && m % height != 0) {
+                T* tail = allocate(height * depth);
                 kernels_.pack_a(rows_from(term.a, a_panels - 1), 0, 1, tail);
                 term.tail_a = tail;
             }
-            if (!pack_b && n % kernels_.tile_cols != 0) {
-                T* tail = allocate(kernels_.tile_cols * depth);
+            if (!pack_b && n % width != 0) {
+                T* tail = allocate(width * depth);
                 kernels_.pack_b(cols_from(term.b, b_panels - 1), 0, 1, tail);
                 term.tail_b = tail;
             }
         }
-        if (packed) {
+        int64_t size = 0;
+        for (int i = 0; i < packed.count; ++i) {
+            auto& matrix = packed.of[i];
+            matrix.panels = panels(matrix.view.cols, width);
+            size += matrix.copy = matrix.panels * width * matrix.view.rows;
+        }
+        // Cut by rows, every task packs small operands for itself: what another core has written is
+        // then read once, not twice, and nobody waits.
+        const bool copies = by_rows && size <= own_copy_most;
+        for (int i = 0; i < packed.count; ++i) {
+            auto& matrix = packed.of[i];
+            matrix.to = allocate((copies ? tasks : 1) * matrix.copy);
+            if (!copies) matrix.copy = 0;
+        }
+        const auto pack_rows_of_a = [&](int task, int64_t begin, int64_t end) {
+            for (int i = 0; i < p.count; ++i) {
+                const auto& a = p.terms[i].a;
+                T* to = const_cast<T*>(p.terms[i].packed_a);
+                if (packed.a[i] >= 0) {
+                    const auto& matrix = packed.of[packed.a[i]];
+                    kernels_.narrow(matrix.to + task * matrix.copy, m, depth, begin, end,
+                                    a.half == Mirror::skew ? T(-1) : T(1), to);
+                } else if (to) {
+                    kernels_.pack_a(a, begin, end, to);
+                }
+            }
+        };
+        if (packed.count && !copies)
             parallel_.for_each(tasks, [&](int t) {
-                for (int i = 0; i < p.count; ++i) {
-                    const auto& term = p.terms[i];
-                    if (term.packed_b)
-                        kernels_.pack_b(term.b, part(b_panels, t, tasks),
-                                        part(b_panels, t + 1, tasks),
-                                        const_cast<T*>(term.packed_b));
-                    if (term.packed_a)
-                        kernels_.pack_a(term.a, part(a_panels, t, tasks),
-                                        part(a_panels, t + 1, tasks),
-                                        const_cast<T*>(term.packed_a));
+                for (int i = 0; i < packed.count; ++i) {
+                    const auto& matrix = packed.of[i];
+                    kernels_.pack_b(matrix.view, part(matrix.panels, t, tasks),
+                                    part(matrix.panels, t + 1, tasks), matrix.to);
                 }
             });
-        }
-        if (half) {
-            over_triangle(m, tasks, [&](int, int64_t begin, int64_t end) {
-                kernels_.product(p, begin, end, 0, n);
+        if (!by_rows && (p.terms[0].packed_a || p.terms[1].packed_a))
+            parallel_.for_each(tasks, [&](int t) {
+                pack_rows_of_a(0, part(a_panels, t, tasks), part(a_panels, t + 1, tasks));
             });
-        } else if (by_columns) {
+        // The rows [begin, end), of whose columns those up to `col_end` are wanted.
+        const auto rows = [&](int t, int64_t begin, int64_t end, int64_t col_end) {
+            for (int i = 0; copies && i < packed.count; ++i) {
+                const auto& matrix = packed.of[i];
+                kernels_.pack_b(matrix.view, matrix.as_b ? 0 : begin / width,
+                                panels(matrix.as_b ? col_end : end, width),
+                                matrix.to + t * matrix.copy);
+            }
+            if (by_rows) pack_rows_of_a(t, begin / height, panels(end, height));
+            Product<T> own = p;
+            for (int i = 0; i < p.count; ++i)
+                if (packed.b[i] >= 0) {
+                    const auto& matrix = packed.of[packed.b[i]];
+                    own.terms[i].packed_b = matrix.to + t * matrix.copy;
+                }
+            kernels_.product(own, begin, end, 0, n);
+        };
+        if (by_columns) {
             parallel_.for_each(tasks, [&](int t) {
                 columns(p, strips, t, part(b_panels, t, tasks), part(b_panels, t + 1, tasks));
             });
+        } else if (p.half) {
+            over_rows_of_half(m, tasks,
+                              [&](int t, int64_t begin, int64_t end) { rows(t, begin, end, end); });
+        } else if (mirrored) {
+            over_triangle(m, tasks,
+                          [&](int, int64_t begin, int64_t end) { rows(0, begin, end, n); });
         } else {
             parallel_.for_each(tasks, [&](int t) {
-                const int64_t step = kernels_.tile_rows;
-                kernels_.product(p, part(a_panels, t, tasks) * step,
-                                 std::min(m, part(a_panels, t + 1, tasks) * step), 0, n);
+                rows(t, part(a_panels, t, tasks) * height,
+                     std::min(m, part(a_panels, t + 1, tasks) * height), n);
             });
         }
         arena_.release(mark);
@@ -421,6 +554,20 @@ private:
             f(t, part(blocks, tasks - 1 - t, tasks) * step,
               std::min(n, part(blocks, tasks - t, tasks) * step));
         });
+        return tasks;
+    }
+    // Where a task's rows of a lower half begin: all have about as many elements, and always the same
+    // rows, which a thread then finds where it left them. Whole tiles, and whole vectors.
+    int64_t row_of_half(int64_t n, int t, int tasks) const {
+        const int64_t step = std::lcm(int64_t(kernels_.tile_rows), int64_t(kernels_.lanes));
+        if (t == tasks) return n;
+        const double share = std::sqrt(double(t) / double(tasks));
+        return std::min(n, int64_t(share * double(n) / double(step) + 0.5) * step);
+    }
+    template <class F>
+    int over_rows_of_half(int64_t n, int tasks, F f) {
+        parallel_.for_each(
+            tasks, [&](int t) { f(t, row_of_half(n, t, tasks), row_of_half(n, t + 1, tasks)); });
         return tasks;
     }
     View<const T> rows_from(View<const T> a, int64_t panel) const {

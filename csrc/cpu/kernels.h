@@ -11,14 +11,21 @@
 
 namespace lipfuse::cpu {
 
-// A matrix in memory: element (i, j) stands at data[i * row_stride + j * col_stride].
+// A matrix in memory: element (i, j) stands at data[i * row_stride + j * col_stride]. Of one that is
+// `half` only the lower half is there, row-major, with whole blocks of a vector's width on the diagonal; the
+// rest of the upper one is its mirror image.
 template <class T>
 struct View {
     T* data;
     int64_t rows, cols, row_stride, col_stride;
+    Mirror half = Mirror::none;
 
-    View transposed() const { return {data, cols, rows, col_stride, row_stride}; }
-    operator View<const T>() const { return {data, rows, cols, row_stride, col_stride}; }
+    // Of a half that is skew there is none.
+    View transposed() const {
+        if (half != Mirror::none) return *this;
+        return {data, cols, rows, col_stride, row_stride};
+    }
+    operator View<const T>() const { return {data, rows, cols, row_stride, col_stride, half}; }
 };
 
 // What happens to a product's accumulator on its way to memory, while it is still in registers:
@@ -40,17 +47,20 @@ struct Epilogue {
 
 template <class T>
 struct Product {
+    // Packed operands stand in panels, k-major: of tile_cols columns of B, of tile_rows rows of A. Tails
+    // are the last panel of operands that are read in place, where it is not a whole one.
     struct Term {
         View<const T> a, b;
         const T* packed_a = nullptr;
         const T* packed_b = nullptr;
-        int64_t packed_from = 0;    // the column of B that packed_b begins with
-        const T* tail_a = nullptr;  // the last panel, packed, where it is not a whole one and the
-        const T* tail_b = nullptr;  // operand is read in place
+        int64_t packed_from = 0;  // the column of B that packed_b begins with
+        const T* tail_a = nullptr;
+        const T* tail_b = nullptr;
     };
     Term terms[2];  // A B of the first, plus that of the second where there are two
     int count = 1;
     Mirror mirror = Mirror::none;
+    bool half = false;  // of a mirrored product: what stands above the diagonal may be anything
     Epilogue<T> epilogue;
 };
 
@@ -58,13 +68,18 @@ constexpr int64_t invert_most = 32;
 
 template <class T>
 struct Kernels {
-    int tile_rows, tile_cols;  // of the register tile; packed panels have these widths
+    int tile_rows, tile_cols;  // of the register tile
 
-    // Panels of tile_rows rows (a) or tile_cols columns (b), k-major, zero-padded.
+    // Panels of tile_rows rows (a) or tile_cols columns (b), k-major, zero-padded. Of a half matrix b's
+    // only.
     void (*pack_a)(const View<const T>& a, int64_t panel_begin, int64_t panel_end, T* packed);
     void (*pack_b)(const View<const T>& b, int64_t panel_begin, int64_t panel_end, T* packed);
+    // Panels of A (rows x depth) from those of B = sign Aᵀ.
+    void (*narrow)(const T* packed, int64_t rows, int64_t depth, int64_t panel_begin,
+                   int64_t panel_end, T sign, T* out);
     // Rows [row_begin, row_end) and columns [col_begin, col_end) of a product; tile-aligned begins.
-    // A mirrored product takes whole rows: columns up to the diagonal, then the mirror image.
+    // A mirrored product takes whole rows: columns up to the diagonal, then, unless half of it is
+    // enough, the mirror image.
     void (*product)(const Product<T>& product, int64_t row_begin, int64_t row_end,
                     int64_t col_begin, int64_t col_end);
 
@@ -75,6 +90,14 @@ struct Kernels {
     double (*distance)(int64_t n, const T* x, const T* y);
     // elements [begin, end) of y = A x, A symmetric n x n
     void (*symmetric_matvec)(const T* a, int64_t n, const T* x, int64_t begin, int64_t end, T* y);
+    // What rows [begin, end) of the lower half of A add to y = A x: to the elements before them, and
+    // the elements of these rows, which are only written.
+    void (*symmetric_matvec_of_half)(const T* a, int64_t n, const T* x, int64_t begin, int64_t end,
+                                     T* y);
+    // The squares of rows [begin, end) of a lower half and of their mirror image.
+    double (*square_of_half)(const T* a, int64_t n, int64_t begin, int64_t end);
+    // The upper half of the rows [begin, end) of the lower one, with the opposite sign for skew.
+    void (*mirror)(T* a, int64_t n, int64_t stride, int64_t begin, int64_t end, bool skew);
     // next <- next - <next, v> v - beta previous; *alpha = <next, v>, *length = ‖next‖
     void (*lanczos_step)(int64_t n, const T* v, const T* previous, double beta, T* next,
                          double* alpha, double* length);
@@ -95,8 +118,9 @@ struct Kernels {
     // out(j, i) = in(i, j) for rows x cols elements of in
     void (*transpose)(const T* in, int64_t in_stride, T* out, int64_t out_stride, int64_t rows,
                       int64_t cols);
-    // Rows of the lower half: a <- a - aᵀ and its mirror image; returns the sum of squares.
-    double (*skew)(const T* a, int64_t n, int64_t row_begin, int64_t row_end, T* out);
+    // Rows of the lower half: out <- a - aᵀ, and unless half of it is enough its mirror image; returns
+    // the sum of squares of both.
+    double (*skew)(const T* a, int64_t n, int64_t row_begin, int64_t row_end, bool half, T* out);
     // Rows of the lower half: out <- alpha (a + aᵀ) and its mirror image.
     void (*symmetrize)(const T* a, T alpha, int64_t n, int64_t row_begin, int64_t row_end, T* out);
     // Rows of out (row-major) copied from any strided view.

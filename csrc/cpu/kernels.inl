@@ -26,11 +26,15 @@ static constexpr Kernels<T> table() {
     t.tile_cols = Tile<T>::cols;
     t.pack_a = pack_a<T>;
     t.pack_b = pack_b<T>;
+    t.narrow = narrow<T>;
     t.product = product<T>;
     t.dot = dot<T>;
     t.axpby = axpby<T>;
     t.distance = distance<T>;
     t.symmetric_matvec = symmetric_matvec<T>;
+    t.symmetric_matvec_of_half = symmetric_matvec_of_half<T>;
+    t.square_of_half = square_of_half<T>;
+    t.mirror = mirror<T>;
     t.lanczos_step = lanczos_step<T>;
     t.lanczos = lanczos<T>;
     t.sweep = sweep<T>;

@@ -8,6 +8,56 @@ struct Tile {
     static constexpr int cols = vectors * Simd<T>::width;
 };
 
+// A panel of B, Tile::cols wide, of which `cols` columns are there.
+template <class T>
+static inline void pack_b_panel(const View<const T>& b, int64_t j0, int64_t cols, T* out) {
+    constexpr int w = Tile<T>::cols;
+    const int64_t depth = b.rows;
+    if (b.col_stride == 1 && cols == w) {
+        for (int64_t k = 0; k < depth; ++k) {
+            const T* in = b.data + k * b.row_stride + j0;
+#pragma GCC unroll 4
+            for (int v = 0; v < Tile<T>::vectors; ++v)
+                store(out + k * w + v * Simd<T>::width, load(in + v * Simd<T>::width));
+        }
+    } else if (b.row_stride == 1) {
+        transpose_block(b.data + j0 * b.col_stride, b.col_stride, out, w, cols, depth);
+    } else {
+        for (int64_t k = 0; k < depth; ++k)
+            for (int64_t j = 0; j < cols; ++j)
+                out[k * w + j] = b.data[k * b.row_stride + (j0 + j) * b.col_stride];
+    }
+}
+
+// The same of a matrix of which the lower half is there, a vector's width of columns at a time: above
+// the diagonal their mirror image, below it a copy.
+template <class T, bool Skew>
+static inline void pack_b_panel_of_half(const View<const T>& b, int64_t j0, int64_t cols, T* out) {
+    constexpr int w = Tile<T>::cols, v = Simd<T>::width;
+    const int64_t n = b.rows, stride = b.row_stride;
+    for (int64_t j = j0; j < j0 + cols; j += v, out += v) {
+        const int64_t own = least(v, j0 + cols - j);
+        transpose_block<T, Skew>(b.data + j * stride, stride, out, w, own, j);
+        if (own == v) {
+            Vec<T> r[v];
+#pragma GCC unroll 16
+            for (int l = 0; l < v; ++l) r[l] = load(b.data + (j + l) * stride + j);
+            mirror_diagonal<T, Skew>(r);
+#pragma GCC unroll 16
+            for (int l = 0; l < v; ++l) store(out + (j + l) * w, r[l]);
+            for (int64_t k = j + v; k < n; ++k) store(out + k * w, load(b.data + k * stride + j));
+            continue;
+        }
+        for (int64_t k = j; k < n; ++k)
+            for (int64_t c = 0; c < own; ++c) {
+                const T* lower =
+                    k >= j + c ? b.data + k * stride + j + c : b.data + (j + c) * stride + k;
+                out[k * w + c] = Skew && k < j + c ? -*lower : *lower;
+                if (Skew && k == j + c) out[k * w + c] = 0;
+            }
+    }
+}
+
 template <class T>
 static void pack_b(const View<const T>& b, int64_t panel_begin, int64_t panel_end, T* packed) {
     constexpr int w = Tile<T>::cols;
@@ -17,20 +67,12 @@ static void pack_b(const View<const T>& b, int64_t panel_begin, int64_t panel_en
         const int64_t j0 = p * w, n = least(w, b.cols - j0);
         if (n < w)
             for (int64_t i = 0; i < w * depth; ++i) out[i] = 0;
-        if (b.col_stride == 1 && n == w) {
-            for (int64_t k = 0; k < depth; ++k) {
-                const T* in = b.data + k * b.row_stride + j0;
-#pragma GCC unroll 4
-                for (int v = 0; v < Tile<T>::vectors; ++v)
-                    store(out + k * w + v * Simd<T>::width, load(in + v * Simd<T>::width));
-            }
-        } else if (b.row_stride == 1) {
-            transpose_block(b.data + j0 * b.col_stride, b.col_stride, out, w, n, depth);
-        } else {
-            for (int64_t k = 0; k < depth; ++k)
-                for (int64_t j = 0; j < n; ++j)
-                    out[k * w + j] = b.data[k * b.row_stride + (j0 + j) * b.col_stride];
-        }
+        if (b.half == Mirror::none)
+            pack_b_panel(b, j0, n, out);
+        else if (b.half == Mirror::symmetric)
+            pack_b_panel_of_half<T, false>(b, j0, n, out);
+        else
+            pack_b_panel_of_half<T, true>(b, j0, n, out);
     }
 }
 
@@ -78,6 +120,31 @@ static void pack_a(const View<const T>& a, int64_t panel_begin, int64_t panel_en
                 for (int64_t i = 0; i < m; ++i)
                     out[k * w + i] = a.data[(i0 + i) * a.row_stride + k * a.col_stride];
         }
+    }
+}
+
+// Panels of A, which has `rows` rows, from those of B = sign Aᵀ.
+template <class T>
+static void narrow(const T* packed, int64_t rows, int64_t depth, int64_t panel_begin,
+                   int64_t panel_end, T sign, T* out) {
+    constexpr int R = Tile<T>::rows, C = Tile<T>::cols;
+    for (int64_t p = panel_begin; p < panel_end; ++p) {
+        const int64_t i = p * R, there = least(R, rows - i), whole = least(there, C - i % C);
+        const T* in = packed + i / C * C * depth + i % C;
+        T* to = out + i * depth;
+        if (whole == R) {
+            for (int64_t k = 0; k < depth; ++k)
+#pragma GCC unroll 16
+                for (int r = 0; r < R; ++r) to[k * R + r] = sign * in[k * C + r];
+            continue;
+        }
+        // What is left stands in the next panel.
+        const T* next = packed + (i / C + 1) * C * depth;
+        for (int64_t k = 0; k < depth; ++k)
+            for (int64_t r = 0; r < R; ++r)
+                to[k * R + r] = r < whole   ? sign * in[k * C + r]
+                                : r < there ? sign * next[k * C + r - whole]
+                                            : T(0);
     }
 }
 
@@ -175,14 +242,19 @@ static inline void tile(const Product<T>& p, const Place& at) {
 // The upper half of the rows [row_begin, row_end) of the lower one. No two callers write the same
 // element: theirs are whole blocks of the diagonal.
 template <class T, bool Skew>
-static void mirror(T* out, int64_t size, int64_t stride, int64_t row_begin, int64_t row_end) {
+static void mirror_rows(T* out, int64_t size, int64_t stride, int64_t row_begin, int64_t row_end) {
     constexpr int w = Simd<T>::width;
     for (int64_t i = row_begin; i < row_end; i += w) {
         const int64_t rows = least(w, row_end - i);
         transpose_block<T, Skew>(out + i * stride, stride, out + i, stride, rows, i);
         T* block = out + i * stride + i;
         if (rows == w && i + w <= size) {
-            mirror_diagonal_block<T, Skew>(block, stride);
+            Vec<T> r[w];
+#pragma GCC unroll 16
+            for (int l = 0; l < w; ++l) r[l] = load(block + l * stride);
+            mirror_diagonal<T, Skew>(r);
+#pragma GCC unroll 16
+            for (int l = 0; l < w; ++l) store(block + l * stride, r[l]);
             continue;
         }
         for (int64_t r = 0; r < rows; ++r) {
@@ -193,6 +265,14 @@ static void mirror(T* out, int64_t size, int64_t stride, int64_t row_begin, int6
             if (Skew) block[r * stride + r] = 0;
         }
     }
+}
+
+template <class T>
+static void mirror(T* a, int64_t n, int64_t stride, int64_t begin, int64_t end, bool skew) {
+    if (skew)
+        mirror_rows<T, true>(a, n, stride, begin, end);
+    else
+        mirror_rows<T, false>(a, n, stride, begin, end);
 }
 
 template <class T>
@@ -219,7 +299,9 @@ static void product(const Product<T>& p, int64_t row_begin, int64_t row_end, int
         if (e.diagonal[o] != T(0))
             for (int64_t i = most(row_begin, col_begin); i < least(row_end, col_end); ++i)
                 out[i * e.stride + i] += e.diagonal[o];
-        if (p.mirror == Mirror::symmetric) mirror<T, false>(out, n, e.stride, row_begin, row_end);
-        if (p.mirror == Mirror::skew) mirror<T, true>(out, n, e.stride, row_begin, row_end);
+        if (p.half) continue;
+        if (p.mirror == Mirror::symmetric)
+            mirror_rows<T, false>(out, n, e.stride, row_begin, row_end);
+        if (p.mirror == Mirror::skew) mirror_rows<T, true>(out, n, e.stride, row_begin, row_end);
     }
 }

@@ -90,24 +90,24 @@ static inline void transpose(Vec<T>* r) {
     }
 }
 
-// Makes a width x width block on the diagonal symmetric, or skew-symmetric: its upper half becomes
-// the lower's mirror.
+// Makes a width x width block on the diagonal, held in registers, symmetric or skew-symmetric: its upper
+// half becomes the lower's mirror.
 template <class T, bool Skew>
-static inline void mirror_diagonal_block(T* block, int64_t stride) {
+static inline void mirror_diagonal(Vec<T>* r) {
     constexpr int w = Simd<T>::width;
     typedef typename Shuffle<T>::Mask Mask;
-    Vec<T> r[w], t[w];
+    Vec<T> t[w];
     Mask lane = {};
     for (int l = 0; l < w; ++l) lane[l] = l;
 #pragma GCC unroll 16
-    for (int l = 0; l < w; ++l) t[l] = r[l] = load(block + l * stride);
+    for (int l = 0; l < w; ++l) t[l] = r[l];
     transpose<T>(t);
 #pragma GCC unroll 16
     for (int l = 0; l < w; ++l) {
         if (Skew)
-            store(block + l * stride, (Vec<T>)(lane < l ? r[l] : (lane == l ? Vec<T>{} : -t[l])));
+            r[l] = (Vec<T>)(lane < l ? r[l] : (lane == l ? Vec<T>{} : -t[l]));
         else
-            store(block + l * stride, (Vec<T>)(lane <= l ? r[l] : t[l]));
+            r[l] = (Vec<T>)(lane <= l ? r[l] : t[l]);
     }
 }
 

@@ -94,13 +94,15 @@ static void symmetric_matvec(const T* a, int64_t n, const T* x, int64_t begin, i
     }
 }
 
-// The same from the lower half alone, for a matrix that is read faster than it is multiplied: w rows
-// at a time, each of whose elements serves its own row and, mirrored, that of its column.
+// From the lower half alone, w rows at a time, each of whose elements serves its own row and,
+// mirrored, that of its column. `begin` is a multiple of w. Blocks on the diagonal are there as a whole,
+// whatever else of the upper half is not.
 template <class T>
-static void symmetric_matvec_of_half(const T* a, int64_t n, const T* x, T* y) {
+static void symmetric_matvec_of_half(const T* a, int64_t n, const T* x, int64_t begin, int64_t end,
+                                     T* y) {
     constexpr int w = Simd<T>::width;
-    int64_t i = 0;
-    for (; i + w <= n; i += w) {
+    int64_t i = begin;
+    for (; i + w <= end; i += w) {
         const T* rows = a + i * n;
         Vec<T> s[w] = {};
         for (int64_t j = 0; j < i; j += w) {
@@ -125,7 +127,7 @@ static void symmetric_matvec_of_half(const T* a, int64_t n, const T* x, T* y) {
             for (int r = 0; r < half; ++r) s[r] += s[r + half];
         store(y + i, s[0]);
     }
-    for (; i < n; ++i) {
+    for (; i < end; ++i) {
         const T* row = a + i * n;
         T sum = 0;
         for (int64_t j = 0; j < i; ++j) {
@@ -134,6 +136,16 @@ static void symmetric_matvec_of_half(const T* a, int64_t n, const T* x, T* y) {
         }
         y[i] = sum + row[i] * x[i];
     }
+}
+
+template <class T>
+static double square_of_half(const T* a, int64_t n, int64_t begin, int64_t end) {
+    double total = 0;
+    for (int64_t i = begin; i < end; ++i) {
+        const T* row = a + i * n;
+        total += 2 * dot(i, row, row) + double(row[i]) * double(row[i]);
+    }
+    return total;
 }
 
 // One step of Lanczos's process, given next = A v: subtracts the components along v and previous,
@@ -170,7 +182,7 @@ static int lanczos(const T* a, int64_t n, int steps, T* v, T* previous, T* next,
     const bool large = n * n * int64_t(sizeof(T)) > (int64_t(40) << 10);  // for the first cache
     for (int k = 0; k < steps; ++k) {
         if (large)
-            symmetric_matvec_of_half(a, n, v, next);
+            symmetric_matvec_of_half(a, n, v, 0, n, next);
         else
             symmetric_matvec(a, n, v, 0, n, next);
         lanczos_step(n, v, previous, beta, next, diagonal + k, &beta);
@@ -267,20 +279,22 @@ static inline void over_mirrored_blocks(const T* a, int64_t n, int64_t row_begin
     }
 }
 
-// Stores a block of rows and, transposed, its mirror image. One on the diagonal is its own.
+// Stores a block of rows and, transposed, its mirror image unless half is enough. One on the diagonal
+// is its own.
 template <class T, bool Skew>
-static inline void store_mirrored_block(Vec<T>* block, T* out, int64_t n, int64_t i, int64_t j) {
+static inline void store_mirrored_block(Vec<T>* block, T* out, int64_t n, int64_t i, int64_t j,
+                                        bool half = false) {
     constexpr int w = Simd<T>::width;
 #pragma GCC unroll 16
     for (int l = 0; l < w; ++l) store(out + (i + l) * n + j, block[l]);
-    if (i == j) return;
+    if (half || i == j) return;
     transpose<T>(block);
 #pragma GCC unroll 16
     for (int l = 0; l < w; ++l) store(out + (j + l) * n + i, Skew ? -block[l] : block[l]);
 }
 
 template <class T>
-static double skew(const T* a, int64_t n, int64_t row_begin, int64_t row_end, T* out) {
+static double skew(const T* a, int64_t n, int64_t row_begin, int64_t row_end, bool half, T* out) {
     constexpr int w = Simd<T>::width;
     double total = 0;  // of both halves
     over_mirrored_blocks(
@@ -293,12 +307,12 @@ static double skew(const T* a, int64_t n, int64_t row_begin, int64_t row_end, T*
                 square += block[l] * block[l];
             }
             total += (i == j ? 1 : 2) * double(sum<T>(square));
-            store_mirrored_block<T, true>(block, out, n, i, j);
+            store_mirrored_block<T, true>(block, out, n, i, j, half);
         },
         [&](int64_t r, int64_t c) {
             const T x = a[r * n + c] - a[c * n + r];
             out[r * n + c] = x;
-            out[c * n + r] = -x;
+            if (!half) out[c * n + r] = -x;
             total += 2 * double(x) * double(x);
         });
     return total;

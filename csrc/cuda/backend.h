@@ -160,6 +160,18 @@ public:
             product<PlainTile<T, 2>>(a, b, e, symmetric, 1);
     }
 
+    // Symmetric and skew-symmetric matrices are kept whole.
+    static LIPFUSE_DEVICE View<T> half(const T* data, int64_t n,
+                                       Mirror mirror = Mirror::symmetric) {
+        static_cast<void>(mirror);
+        return view(data, n, n);
+    }
+    LIPFUSE_DEVICE void multiply_half(const View<T>& a, const View<T>& b, const Epilogue<T>& e) {
+        multiply(a, b, e, true);
+    }
+    LIPFUSE_DEVICE void complete(T*, int64_t, Mirror = Mirror::symmetric) {}
+    LIPFUSE_DEVICE double square_of_half(const T* x, int64_t n) { return dot(n * n, x, x); }
+
     // y = A x for a symmetric A: a warp a row.
     LIPFUSE_DEVICE LIPFUSE_NOINLINE void symmetric_matvec(const T* a, int64_t n, const T* x, T* y) {
         const int lane = thread_ % 32;
