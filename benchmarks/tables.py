@@ -333,7 +333,8 @@ def peers_ahead(s: Sources) -> str:
                     continue
                 # Activations stand beside ReLU, but are to be held against our own.
                 ours = re.sub("^deel-torchlip", "lipfuse", name)
-                ours = ours if ours in there else str(case.record["compared_to"])
+                if ours == name or ours not in there:
+                    ours = str(case.record["compared_to"])
                 if ours in there and there[ours]["ours"]:
                     ratio = contender["median"] / there[ours]["median"]
                     if ratio < 1:

@@ -203,11 +203,25 @@ def test_peers_that_are_ahead_are_named() -> None:
             )
         ],
         steps=[case("s", [contender("lipfuse", 2.0), contender("plain, ReLU", 1.0)])],
+        weights=[
+            case(
+                "w",
+                [
+                    contender("lipfuse", 2.0),
+                    contender("orthogonium", 1.8),
+                    contender("torch orthogonal, cayley", 1.6),
+                    contender("torch orthogonal, householder", 3.0),
+                    contender("torch.mm, n x n x n", 0.1, yardstick=True),
+                ],
+            )
+        ],
     )
     lines = tables.peers_ahead(sources(run)).splitlines()[2:]
     assert lines == [
         "| `layers`, l | deel-torchlip | lipfuse | 0.50x |",
         "| `activations`, a | deel-torchlip GroupSort2 | lipfuse GroupSort2 | 0.75x |",
+        "| `weights`, w | orthogonium | lipfuse | 0.90x |",
+        "| `weights`, w | torch orthogonal, cayley | lipfuse | 0.80x |",
     ]
     assert tables.peers_ahead(sources(record())) == "None in this run."
 
