@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 RUN, RACES = RESULTS / "cpu.json", RESULTS / "time_to_accuracy.json"
-"""The records that the documentation is made from."""
+OTHER = RESULTS / "cpu_xeon.json"
+"""The records that the documentation is made from: all of it from the first two, and what another
+processor makes of the same run from the third."""
 
 SCHEMA = 2
 
@@ -30,6 +33,12 @@ def load(path: Path) -> Record:
     if found["schema"] != SCHEMA:
         raise ValueError(f"{path} has schema {found['schema']}, this is for {SCHEMA}: run it again")
     return found
+
+
+def processor(record: Record) -> str:
+    """The name of a record's processor, without trademarks and what every name has."""
+    name = re.sub(r"\((R|TM)\)|\b(Processor|CPU)\b|@.*", "", record["machine"]["cpu"], flags=re.I)
+    return " ".join(name.split())
 
 
 def digest(*paths: Path) -> str:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks import (
     accelerate,
@@ -26,28 +27,42 @@ from benchmarks import (
     weights,
 )
 from benchmarks.race_networks import DEEL, NAMES, ORTHOGONIUM, OURS
-from benchmarks.records import RACES, ROOT, RUN, Case, Record, cases, load
+from benchmarks.records import OTHER, RACES, ROOT, RUN, Case, Record, cases, load, processor
 from benchmarks.runner import show_bytes, show_time
 
 DASH = "–"
 MAPS = tuple(weights.map_name(m) for m in weights.MAPS)
 PEERS = ("deel-torchlip", "orthogonium", "torch ", "compiled")
 """How the names of those begin who do the same as lipfuse."""
+HEADLINE = ("64x64", "256x256", "512x512", "128x1152")
+"""The weights that the README shows."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What tables and pictures are made from."""
+    """What tables and pictures are made from; pictures without ``other``."""
 
     run_path: Path
     races_path: Path
+    other_path: Path
     run: Record
     races: Record
+    other: Record
 
     @staticmethod
-    def of(run: Path = RUN, race: Path = RACES) -> Sources:
-        """The two records."""
-        return Sources(run, race, load(run), races.load(race))
+    def of(run: Path = RUN, race: Path = RACES, other: Path = OTHER) -> Sources:
+        """The three records."""
+        return Sources(run, race, other, load(run), races.load(race), load(other))
+
+    def pairs(self, benchmark: str) -> list[tuple[Case, Case | None]]:
+        """The contests of the run, each with that of the other processor if it has it."""
+        there = {case.name: case for case in cases(self.other, benchmark)}
+        return [(case, there.get(case.name)) for case in cases(self.run, benchmark)]
+
+    @property
+    def processors(self) -> str:
+        """What a cell of :func:`_both` has, in its order."""
+        return f"{processor(self.run)} / {processor(self.other)}"
 
 
 # ---- cells ---------------------------------------------------------------------------------------
@@ -83,6 +98,17 @@ def _against(case: Case, name: str | None, ours: str) -> str:
     return f"{show_time(median)} ({times(median / reference)})"
 
 
+def _ratio(case: Case, name: str | None, ours: str) -> str:
+    median, reference = None if name is None else case.median(name), case.median(ours)
+    return DASH if median is None or not reference else times(median / reference)
+
+
+def _both(pair: tuple[Case, Case | None], cell: Callable[[Case], str]) -> str:
+    """A cell of two processors; one dash if neither has it."""
+    found = [DASH if case is None else cell(case) for case in pair]
+    return DASH if set(found) == {DASH} else " / ".join(found)
+
+
 def _contest(
     record: Record, benchmark: str, ours: str, others: Mapping[str, tuple[str, ...]]
 ) -> str:
@@ -113,18 +139,29 @@ def least(s: Sources, case: Case) -> float | None:
 # ---- the tables ----------------------------------------------------------------------------------
 
 
-def source(s: Sources) -> str:
-    """Which records, of which machine, with which versions."""
-    machine, found = s.run["machine"], s.run["versions"]
-    kind = "a quick run" if s.run["settings"]["quick"] else "a run"
-    versions = ", ".join(f"{name} {version}" for name, version in found.items())
-    goal = s.races["settings"]
+def _origin(path: Path, record: Record) -> str:
+    """Which record, of which machine, with which versions."""
+    machine = record["machine"]
+    kind = "a quick run" if record["settings"]["quick"] else "a run"
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     return (
-        f"From `{relative(s.run_path)}`, {kind} of {s.run['seconds']:.0f} s that finished "
-        f"{s.run['finished']}: {machine['cpu']}, {machine['cores']} cores, {machine['threads']} "
-        f"threads, {machine['instruction_set']}; {versions}. Time to accuracy from "
-        f"`{relative(s.races_path)}`: {s.races['machine']['cpu']}, {goal['threads']} thread."
+        f"From `{relative(path)}`, {kind} of {record['seconds']:.0f} s that finished "
+        f"{record['finished']}: {machine['cpu']}, {machine['cores']} cores, {machine['threads']} "
+        f"threads, {machine['instruction_set']}; {versions}."
     )
+
+
+def source(s: Sources) -> str:
+    """Where the tables of one processor come from."""
+    return (
+        f"{_origin(s.run_path, s.run)} Time to accuracy from `{relative(s.races_path)}`: "
+        f"{s.races['machine']['cpu']}, {s.races['settings']['threads']} thread."
+    )
+
+
+def other_source(s: Sources) -> str:
+    """Where the figures of another processor come from."""
+    return f"{_origin(s.other_path, s.other)} {_met(s.other)}"
 
 
 def relative(path: Path) -> str:
@@ -133,42 +170,34 @@ def relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.as_posix()
 
 
-def _pick(record: Record, benchmark: str, name: str) -> list[Case]:
-    return [case for case in cases(record, benchmark) if case.name == name]
-
-
 def headline(s: Sources) -> str:
-    """What the README shows: a row a question, ratios to lipfuse."""
+    """What the README shows: a row a question, ratios to lipfuse, on both processors."""
     rows = []
-    for name in ("64x64", "256x256", "512x512", "128x1152"):
-        for case in _pick(s.run, "weights", name):
-            rows.append(
-                [f"an orthogonal weight, {name}", _time(case, weights.OURS)]
-                + [
-                    _ratio(case, other, weights.OURS)
-                    for other in (weights.DEEL, weights.ORTHOGONIUM, case.quickest(*MAPS), None)
-                ]
-            )
-    for case in cases(s.run, "steps"):
-        rows.append(
-            [f"a training step, {case.name}", _time(case, steps.FUSED)]
-            + [
-                _ratio(case, other, steps.FUSED)
-                for other in (steps.DEEL, steps.ORTHOGONIUM, None, steps.PLAIN)
-            ]
-        )
-    for case in cases(s.run, "memory"):
-        median = case.median(memory.OURS)
-        rows.append(
-            [
-                f"peak memory, an orthogonal weight, {case.name}",
-                DASH if median is None else show_bytes(median),
-                _ratio(case, memory.DEEL, memory.OURS),
-                _ratio(case, memory.ORTHOGONIUM, memory.OURS),
-                DASH,
-                DASH,
-            ]
-        )
+
+    def row(
+        what: str,
+        pair: tuple[Case, Case | None],
+        ours: str,
+        others: Sequence[str | tuple[str, ...] | None],
+        show: Callable[[float], str] = show_time,
+    ) -> None:
+        def own(case: Case) -> str:
+            median = case.median(ours)
+            return DASH if median is None else show(median)
+
+        rows.append([what, _both(pair, own)] + [_both(pair, _quickest(o, ours)) for o in others])
+
+    for pair in s.pairs("weights"):
+        if (name := pair[0].name) in HEADLINE:
+            others = (weights.DEEL, weights.ORTHOGONIUM, MAPS, None)
+            row(f"an orthogonal weight, {name}", pair, weights.OURS, others)
+    for pair in s.pairs("steps"):
+        beside = (steps.DEEL, steps.ORTHOGONIUM, None, steps.PLAIN)
+        row(f"a training step, {pair[0].name}", pair, steps.FUSED, beside)
+    for pair in s.pairs("memory"):
+        what = f"peak memory, an orthogonal weight, {pair[0].name}"
+        peers = (memory.DEEL, memory.ORTHOGONIUM, None, None)
+        row(what, pair, memory.OURS, peers, show_bytes)
     for goal in races.goals(s.races):
         if all(goal.seconds.values()):
             what = f"training to {goal.level:.0%} certified accuracy, {goal.network} network"
@@ -177,13 +206,14 @@ def headline(s: Sources) -> str:
                 + [_times(goal.ratios(name)) for name in (DEEL, ORTHOGONIUM)]
                 + [DASH, DASH]
             )
-    columns = ["", "lipfuse", "deel-torchlip", "orthogonium", "torch, best map", "unconstrained"]
-    return markdown(columns, rows)
+    columns = ["lipfuse", "deel-torchlip", "orthogonium", "torch, best map", "unconstrained"]
+    return markdown([s.processors, *columns], rows)
 
 
-def _ratio(case: Case, name: str | None, ours: str) -> str:
-    median, reference = None if name is None else case.median(name), case.median(ours)
-    return DASH if median is None or not reference else times(median / reference)
+def _quickest(names: str | tuple[str, ...] | None, ours: str) -> Callable[[Case], str]:
+    """The ratio to ours of the quickest of these in a case; a dash for None."""
+    found = (names,) if isinstance(names, str) else names or ()
+    return lambda case: _ratio(case, case.quickest(*found), ours)
 
 
 def one_weight(s: Sources) -> str:
@@ -324,16 +354,26 @@ def _mean(values: Sequence[float], unit: str, digits: int) -> str:
 
 def peers_ahead(s: Sources) -> str:
     """Every contest in which somebody else took less time or memory than lipfuse."""
+    return _ahead(s.run)
+
+
+def other_peers_ahead(s: Sources) -> str:
+    """The same on another processor."""
+    return _ahead(s.other)
+
+
+def _ahead(record: Record) -> str:
     rows = []
-    for found in s.run["benchmarks"]:
-        for case in cases(s.run, found["name"]):
+    for found in record["benchmarks"]:
+        for case in cases(record, found["name"]):
             there = case.contenders
             for name, contender in there.items():
                 if contender["ours"] or contender["yardstick"] or not name.startswith(PEERS):
                     continue
                 # Activations stand beside ReLU, but are to be held against our own.
                 ours = re.sub("^deel-torchlip", "lipfuse", name)
-                ours = ours if ours in there else str(case.record["compared_to"])
+                if ours == name or ours not in there:
+                    ours = str(case.record["compared_to"])
                 if ours in there and there[ours]["ours"]:
                     ratio = contender["median"] / there[ours]["median"]
                     if ratio < 1:
@@ -354,11 +394,93 @@ def targets_missed(s: Sources) -> str:
             bound = target["at_least"] or target["at_most"]
             where = f"`{target['benchmark']}`, {target['case']}"
             rows.append([where, target["text"], f"{words} {bound:g}", f"{target['ratio']:.2f}"])
-    judged = sum(target["met"] is not None for target in s.run["targets"])
-    counted = f"{judged - len(rows)} of {judged} targets were met."
     if not rows:
-        return counted
-    return counted + "\n\n" + markdown(["", "ratio", "wanted", "measured"], rows, left=2)
+        return _met(s.run)
+    return _met(s.run) + "\n\n" + markdown(["", "ratio", "wanted", "measured"], rows, left=2)
+
+
+def _met(record: Record) -> str:
+    judged = [target["met"] for target in record["targets"] if target["met"] is not None]
+    return f"{sum(judged)} of {len(judged)} targets were met."
+
+
+class Beside(NamedTuple):
+    """What of a benchmark is shown for both processors."""
+
+    benchmark: str
+    cases: str
+    """How the names of those cases match that are shown, from end to end."""
+    title: str
+    """Of a row; what the pattern's group matched goes in."""
+    ours: str
+    deel: str | None
+    other: str
+    """In words, who else is there."""
+    others: tuple[str, ...]
+
+
+BESIDE = (
+    Beside(
+        *("weights", "(.*)", "an orthogonal weight, {}"),
+        *(weights.OURS, weights.DEEL, "torch, best map", MAPS),
+    ),
+    Beside(
+        *("spectral", "(.*)", "spectral norm, {}"),
+        *(spectral.OURS, None, "torch", (spectral.TORCH,)),
+    ),
+    Beside(
+        *("steps", "(.*)", "a training step, {}"),
+        *(steps.FUSED, steps.DEEL, "unconstrained", (steps.PLAIN,)),
+    ),
+    Beside(
+        *("fuse", "(.*): weights", "lipfuse.fuse, {}"),
+        *(fuse.FUSED, fuse.DEEL, "one by one", (fuse.EACH,)),
+    ),
+    Beside(
+        *("activations", "activations, (.*)", "GroupSort2, {}"),
+        *("lipfuse GroupSort2", "deel-torchlip GroupSort2", "ReLU", ("ReLU",)),
+    ),
+)
+
+
+def processors(s: Sources) -> str:
+    """The main contests on both processors."""
+    rows = []
+    for b in BESIDE:
+        for pair in s.pairs(b.benchmark):
+            if found := re.fullmatch(b.cases, pair[0].name):
+                own = _both(pair, lambda case, ours=b.ours: _time(case, ours))
+                ratios = [_both(pair, _quickest(names, b.ours)) for names in (b.deel, b.others)]
+                rows.append([b.title.format(found[1]), own, ratios[0], b.other, ratios[1]])
+    return markdown([s.processors, "lipfuse", "deel-torchlip", "beside", "takes"], rows)
+
+
+def rates(s: Sources) -> str:
+    """How quick products are on both processors, and contenders' times as numbers of them."""
+    rows = []
+    for pair in s.pairs("weights"):
+        m, n = pair[0].record["shape"]
+        if m != n or pair[0].record.get("spectrum") != "near":
+            continue
+        row = [pair[0].name]
+        for name in (weights.SMALL, weights.OWN):
+            found = [None if case is None else case.median(name) for case in pair]
+            cells = [DASH if t is None else f"{2e-9 * n**3 / t:.0f}" for t in found]
+            grown = f" ({times(found[0] / found[1])})" if found[0] and found[1] else ""
+            row.append(" / ".join(cells) + grown)
+        for names in ((weights.OURS,), (weights.DEEL,), MAPS):
+            row.append(_both(pair, lambda case, names=names: _in_products(case, names)))
+        rows.append(row)
+    columns = [f"{name}, GFLOP/s" for name in ("torch.mm", "native product, 1 thread")]
+    columns += [f"{name}, in torch.mm" for name in ("lipfuse", "deel-torchlip", "torch, best map")]
+    return markdown([s.processors, *columns], rows)
+
+
+def _in_products(case: Case, names: tuple[str, ...]) -> str:
+    """The time of the quickest of these as a number of torch's products in the same round."""
+    name, one = case.quickest(*names), case.median(weights.SMALL)
+    median = None if name is None else case.median(name)
+    return DASH if median is None or not one else f"{median / one:.3g}"
 
 
 TABLES: dict[str, Callable[[Sources], str]] = {
@@ -377,6 +499,10 @@ TABLES: dict[str, Callable[[Sources], str]] = {
     "time to accuracy": time_to_accuracy,
     "peers ahead": peers_ahead,
     "targets missed": targets_missed,
+    "other source": other_source,
+    "processors": processors,
+    "rates": rates,
+    "other peers ahead": other_peers_ahead,
 }
 
 
@@ -386,11 +512,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TABLES)}; default: all")
     p.add_argument("--run", type=Path, default=RUN, metavar="PATH", help="another record")
     p.add_argument("--races", type=Path, default=RACES, metavar="PATH", help="of time_to_accuracy")
+    p.add_argument("--other", type=Path, default=OTHER, metavar="PATH", help="of another processor")
     arguments = p.parse_args(argv)
     unknown = [name for name in arguments.names if name not in TABLES]
     if unknown:
         p.error(f"there is no table {unknown[0]!r}; there are {', '.join(TABLES)}")
-    sources = Sources.of(arguments.run, arguments.races)
+    sources = Sources.of(arguments.run, arguments.races, arguments.other)
     for name in arguments.names or TABLES:
         print(f"{name}\n\n{TABLES[name](sources)}\n")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from benchmarks import (  # noqa: E402
     races,
     records,
     report,
+    spectral,
     steps,
     tables,
     time_to_accuracy,
@@ -169,9 +171,19 @@ def races_of(*seconds: dict[str, float | None]) -> dict[str, Any]:
     return {"schema": 1, "machine": {"cpu": "some"}, "settings": settings, "runs": runs}
 
 
-def sources(run: dict[str, Any], race: dict[str, Any] | None = None) -> Sources:
+def sources(
+    run: dict[str, Any],
+    race: dict[str, Any] | None = None,
+    other: dict[str, Any] | None = None,
+) -> Sources:
     """Records that are in no file."""
-    return Sources(Path("run.json"), Path("races.json"), run, race or races_of())
+    paths = (Path("run.json"), Path("races.json"), Path("other.json"))
+    return Sources(*paths, run, race or races_of(), other or record())
+
+
+def lines(text: str) -> list[str]:
+    """Of a table, without its heading, and with plain spaces."""
+    return text.replace("\u00a0", " ").splitlines()[2:]
 
 
 def test_ratios_of_races_are_those_of_the_same_seed() -> None:
@@ -203,13 +215,29 @@ def test_peers_that_are_ahead_are_named() -> None:
             )
         ],
         steps=[case("s", [contender("lipfuse", 2.0), contender("plain, ReLU", 1.0)])],
+        weights=[
+            case(
+                "w",
+                [
+                    contender("lipfuse", 2.0),
+                    contender("orthogonium", 1.8),
+                    contender("torch orthogonal, cayley", 1.6),
+                    contender("torch orthogonal, householder", 3.0),
+                    contender("torch.mm, n x n x n", 0.1, yardstick=True),
+                ],
+            )
+        ],
     )
-    lines = tables.peers_ahead(sources(run)).splitlines()[2:]
-    assert lines == [
+    expected = [
         "| `layers`, l | deel-torchlip | lipfuse | 0.50x |",
         "| `activations`, a | deel-torchlip GroupSort2 | lipfuse GroupSort2 | 0.75x |",
+        "| `weights`, w | orthogonium | lipfuse | 0.90x |",
+        "| `weights`, w | torch orthogonal, cayley | lipfuse | 0.80x |",
     ]
-    assert tables.peers_ahead(sources(record())) == "None in this run."
+    assert lines(tables.peers_ahead(sources(run))) == expected
+    assert tables.other_peers_ahead(sources(run)) == "None in this run."
+    assert lines(tables.other_peers_ahead(sources(record(), other=run))) == expected
+    assert tables.peers_ahead(sources(record(), other=run)) == "None in this run."
 
 
 def test_floors_are_at_the_best_rate_there_is() -> None:
@@ -224,6 +252,94 @@ def test_floors_are_at_the_best_rate_there_is() -> None:
 
     assert floor(0.1) == pytest.approx(0.4)  # two threads of the native product: twice torch's rate
     assert floor(0.4) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("AMD EPYC", "AMD EPYC"),
+        ("Intel(R) Xeon(R) Processor", "Intel Xeon"),
+        ("Intel(R) Xeon(R) Platinum 8581C CPU @ 2.10GHz", "Intel Xeon Platinum 8581C"),
+        ("AMD EPYC 9B45 64-Core Processor", "AMD EPYC 9B45 64-Core"),
+    ],
+)
+def test_processors_have_short_names(model: str, name: str) -> None:
+    assert records.processor({"machine": {"cpu": model}}) == name
+
+
+def weight(name: str, *, own: float, product: float, **more: float) -> dict[str, Any]:
+    """A contest of one orthogonal weight: milliseconds, with rates of torch's product and ours."""
+    found = [
+        contender(weights.OURS, 1e-3 * more["ours"]),
+        contender(weights.DEEL, 1e-3 * more["deel"]),
+        contender(weights.map_name("cayley"), 1e-3 * more["cayley"]),
+        contender(weights.map_name("householder"), 1e-3 * more["householder"]),
+        contender(weights.SMALL, 1e-3 * product, yardstick=True),
+        contender(weights.OWN, 1e-3 * own, yardstick=True),
+    ]
+    shape = [int(size) for size in name.split()[0].split("x")]
+    return case(name, found, shape=shape, spectrum="gaussian" if " " in name else "near")
+
+
+def two_processors() -> Sources:
+    """The same weight on two of them, and what only the first has."""
+    first = weight(
+        "256x256", own=0.5, product=1.0, ours=5.0, deel=30.0, cayley=20.0, householder=40.0
+    )
+    second = weight(
+        "256x256", own=1.0, product=0.5, ours=10.0, deel=15.0, cayley=12.0, householder=8.0
+    )
+    alone = [
+        weight(name, own=1.0, product=1.0, ours=1.0, deel=2.0, cayley=3.0, householder=4.0)
+        for name in ("512x512", "64x576", "256x256 gaussian")
+    ]
+    activations = [contender("ReLU", 2.0), contender("lipfuse GroupSort2", 1.0)]
+    step = [contender(steps.FUSED, 2.0), contender(steps.PLAIN, 1.0)]
+    run = record(
+        weights=[first, *alone],
+        steps=[case("net", step)],
+        activations=[case("activations, contiguous", activations), case("pooling", activations)],
+    )
+    other = record(weights=[second], steps=[case("net", [contender(steps.FUSED, 1.0), step[1]])])
+    other["machine"] = {**run["machine"], "cpu": "Other(R) CPU @ 2.0GHz"}
+    return sources(run, other=other)
+
+
+def test_two_processors_are_side_by_side() -> None:
+    found = two_processors()
+    text = tables.processors(found)
+    assert text.splitlines()[0] == "| some / Other | lipfuse | deel-torchlip | beside | takes |"
+    # The quickest map is that of each processor; all is relative to ours on the same one.
+    square = "an orthogonal weight, 256x256"
+    assert lines(text) == [
+        f"| {square} | 5 ms / 10 ms | 6.0x / 1.5x | torch, best map | 4.0x / 0.80x |",
+        "| an orthogonal weight, 512x512 | 1 ms / – | 2.0x / – | torch, best map | 3.0x / – |",
+        "| an orthogonal weight, 64x576 | 1 ms / – | 2.0x / – | torch, best map | 3.0x / – |",
+        f"| {square} gaussian | 1 ms / – | 2.0x / – | torch, best map | 3.0x / – |",
+        "| a training step, net | 2 s / 1 s | – | unconstrained | 0.50x / 1.0x |",
+        "| GroupSort2, contiguous | 1 s / – | – | ReLU | 2.0x / – |",
+    ]
+    assert lines(tables.headline(found))[:2] == [
+        f"| {square} | 5 ms / 10 ms | 6.0x / 1.5x | – | 4.0x / 0.80x | – |",
+        "| an orthogonal weight, 512x512 | 1 ms / – | 2.0x / – | – | 3.0x / – | – |",
+    ]
+
+
+def test_rates_are_of_square_products() -> None:
+    # 2 x 256^3 operations in 1 and 0.5 ms; contenders in products of the same processor.
+    assert lines(tables.rates(two_processors())) == [
+        "| 256x256 | 34 / 67 (2.0x) | 67 / 34 (0.50x) | 5 / 20 | 30 / 30 | 20 / 16 |",
+        "| 512x512 | 268 / – | 268 / – | 1 / – | 2 / – | 3 / – |",
+    ]
+
+
+def test_the_other_source_counts_its_own_targets() -> None:
+    found = two_processors()
+    found.other["targets"] = [{"met": True}, {"met": False}, {"met": None}]
+    text = tables.other_source(found)
+    assert text.startswith("From `other.json`, a run of 60 s that finished ")
+    assert "Other(R) CPU @ 2.0GHz, 2 cores" in text
+    assert text.endswith("; torch 1, deel-torchlip 1, orthogonium 1. 1 of 2 targets were met.")
 
 
 def test_the_parts_of_a_step_are_differences() -> None:
@@ -278,6 +394,78 @@ def test_documentation_that_shows_others_is_found(tmp_path: Path) -> None:
     path.write_text(json.dumps(run), encoding="utf-8")
     stale = {found.name for found in report.out_of_date(Sources.of(path, committed.races_path))}
     assert stale == {"performance.md", *(f"{name}.png" for name in plots.PLOTS)}
+
+
+def test_another_processor_changes_tables_and_no_pictures(tmp_path: Path) -> None:
+    committed = Sources.of()
+    other = copy.deepcopy(committed.other)
+    for found in records.cases(other, "weights"):
+        found.contenders[weights.OURS]["median"] /= 2
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps(other), encoding="utf-8")
+    shown = Sources.of(committed.run_path, committed.races_path, path)
+    assert {page.name for page in report.out_of_date(shown)} == {"README.md", "performance.md"}
+
+
+@pytest.mark.parametrize("path", [records.RUN, records.OTHER], ids=lambda path: path.name)
+def test_records_are_of_full_runs_and_say_where_they_stand(path: Path) -> None:
+    found = records.load(path)
+    assert found["command"] == [
+        *("python", "-m", "benchmarks", "--json"),
+        path.relative_to(ROOT).as_posix(),
+    ]
+    assert not found["settings"]["quick"]
+
+
+def test_the_two_records_differ_in_the_processor_alone() -> None:
+    run, other = Sources.of().run, Sources.of().other
+    assert records.processor(run) != records.processor(other)
+    assert run["versions"] == other["versions"]
+    assert run["settings"] == other["settings"]
+    assert run["machine"]["threads"] == other["machine"]["threads"]
+    for found in run["benchmarks"]:
+        names = [case.name for case in records.cases(run, found["name"])]
+        assert names == [case.name for case in records.cases(other, found["name"])]
+
+
+def test_what_the_page_says_of_another_processor_is_so() -> None:
+    """The sentences of that section which have no figures: they hold for the committed records."""
+    found = Sources.of()
+
+    def change(pair: tuple[records.Case, records.Case | None], name: str, of: str) -> float:
+        first, second = ((case and case.median(name), case and case.median(of)) for case in pair)
+        assert first[0] and first[1] and second[0] and second[1]
+        return (second[0] / second[1]) / (first[0] / first[1])
+
+    large = [pair for pair in found.pairs("weights") if pair[0].name in ("512x512", "1024x1024")]
+    assert len(large) == 2
+    for pair in large:
+        first, second = (
+            {name: case.median(name) or 0.0 for name in case.contenders} if case else {}
+            for case in pair
+        )
+        # All of MKL's threads against one of the native kernel.
+        assert first[weights.SMALL] > first[weights.OWN]
+        assert second[weights.SMALL] < second[weights.OWN]
+        # MKL's products are quicker on the second, ours slower.
+        assert second[weights.SMALL] < first[weights.SMALL]
+        assert second[weights.OWN] > first[weights.OWN]
+        # deel-torchlip takes about as many of MKL's products on both.
+        assert 0.75 < change(pair, weights.DEEL, weights.SMALL) < 1.33
+    of_products = statistics.geometric_mean(change(p, weights.DEEL, weights.OURS) for p in large)
+    assert of_products < 1
+    others = [
+        statistics.geometric_mean(change(p, theirs, ours) for p in found.pairs(name) if kept(p[0]))
+        for name, theirs, ours, kept in (
+            ("spectral", spectral.TORCH, spectral.OURS, lambda case: True),
+            ("steps", steps.DEEL, steps.FUSED, lambda case: not case.name.startswith("MLP")),
+            (
+                *("activations", "deel-torchlip GroupSort2", "lipfuse GroupSort2"),
+                lambda case: case.name.startswith("activations"),
+            ),
+        )
+    ]
+    assert of_products < min(others)
 
 
 def test_pictures_are_drawn_from_committed_records(tmp_path: Path) -> None:
