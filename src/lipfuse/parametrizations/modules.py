@@ -31,8 +31,9 @@ __all__ = ["BjorckNorm", "FrobeniusNorm", "LConvNorm", "Orthogonal", "SpectralNo
 class SpectralNorm(nn.Module):
     """W / sigma by warm-started power iteration, as ``torch.nn.utils.parametrizations`` has it.
 
-    The buffers ``_u`` and ``_v`` advance at every forward in training. A vector is divided by its
-    Euclidean norm, and has no buffers.
+    Sigma is an estimate from below: the norm of W / sigma is at least 1, see
+    :func:`lipfuse.parametrizations.spectral_norm`. The buffers ``_u`` and ``_v`` advance at every
+    forward in training. A vector is divided by its Euclidean norm, and has no buffers.
 
     Args:
         weight: to start from, of at least 1 dimension.
