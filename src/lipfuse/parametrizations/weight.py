@@ -111,7 +111,7 @@ class ComputedWeight(nn.Module):
 
     def rest(self, parameters: Sequence[Tensor]) -> None:
         """The parameters are orthonormal while they equal these, which nobody else may change."""
-        self._rest = tuple(parameters)
+        self.__dict__["_rest"] = tuple(parameters)  # past torch's search for parameters
 
     def at_rest(self, *parameters: Tensor) -> bool:
         """Whether the parameters are their own polar factors, and all of this is training."""
