@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..functional import convolution
+from ._computed import shorten
 from .modules import BjorckNorm, FrobeniusNorm, LConvNorm, Orthogonal, SpectralNorm
 
 __all__ = [
@@ -44,6 +45,7 @@ def _weight_of(module: nn.Module, name: str) -> Tensor:
 def _register(module: _M, name: str, parametrization: nn.Module) -> _M:
     # `unsafe` skips torch's trial of right_inverse, which here is a projection, not an inverse.
     parametrize.register_parametrization(module, name, parametrization, unsafe=True)
+    shorten(module, name)
     return module
 
 
