@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +18,6 @@ import lipfuse
 import lipfuse.nn as lnn
 
 
-def saved(model: nn.Module) -> Any:
-    buffer = io.BytesIO()
-    torch.save(model, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=False)
-
-
 def through_a_state_dict(model: nn.Module) -> Any:
     buffer = io.BytesIO()
     torch.save(model.state_dict(), buffer)
@@ -36,12 +27,7 @@ def through_a_state_dict(model: nn.Module) -> Any:
     return twin.train(model.training)
 
 
-WAYS: dict[str, Callable[[nn.Module], Any]] = {
-    "deepcopy": copy.deepcopy,
-    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
-    "torch.save": saved,
-    "state_dict": through_a_state_dict,
-}
+WAYS = {**tools.COPIES, "state_dict": through_a_state_dict}
 
 
 @pytest.mark.parametrize("fused", [False, True])

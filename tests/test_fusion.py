@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 import lipfuse
 import lipfuse.nn as lnn
 from lipfuse import ops
-from lipfuse.fusion import unfuse
+from lipfuse.fusion import polar_weights, unfuse
 
 
 def network() -> nn.Module:
@@ -139,6 +139,23 @@ def test_inside_cached_and_under_autocast() -> None:
     twin = unfuse(copy.deepcopy(model))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.allclose(model(x), twin(x), atol=1e-2)
+
+
+def test_polar_weights_are_found_once_in_the_order_of_the_modules() -> None:
+    shared: Any = lnn.SpectralLinear(4, 4)
+    model = nn.Sequential(
+        nn.ModuleDict({"a": lnn.OrthoConv2d(4, 4, 3), "b": nn.Sequential(nn.ReLU(), shared)}),
+        shared,
+        lnn.SpectralLinear(4, 4, method="bjorck"),
+        nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
+        lnn.SpectralConv2d(4, 4, 3),
+    )
+    model.register_module("nothing", None)
+    wanted = [model[0]["a"], shared, model[4]]  # type: ignore[index]
+    chains = [layer.parametrizations.weight for layer in wanted]  # type: ignore[union-attr]
+    assert polar_weights(model) == chains
+    assert polar_weights(chains[0]) == chains[:1]
+    assert polar_weights(nn.ReLU()) == []
 
 
 def test_fusing_twice_and_undoing() -> None:

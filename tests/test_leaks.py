@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
-import io
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -18,17 +17,13 @@ from typing import Any
 import pytest
 import tools
 import torch
+from every_layer import METHODS
 from leak_cases import GEOMETRIES
 from tools import original
 from torch import Tensor, nn
 
 import lipfuse.nn as lnn
 
-METHODS: dict[str, dict[str, Any]] = {
-    "polar": {},
-    "bjorck": {"method": "bjorck"},
-    "spectral": {"eps_bjorck": None},
-}
 every_method = pytest.mark.parametrize("method", METHODS)
 
 Make = Callable[..., nn.Module]
@@ -189,18 +184,9 @@ def test_pickle_save_and_deepcopy(name: str, method: str) -> None:
     for _ in range(2):
         layer(x)  # u and v, if any, are worth keeping
 
-    def saved(module: nn.Module) -> nn.Module:
-        buffer = io.BytesIO()
-        torch.save(module, buffer)
-        buffer.seek(0)
-        loaded: nn.Module = torch.load(buffer, weights_only=False)
-        return loaded
-
-    ways: list[Callable[[nn.Module], nn.Module]] = [
-        lambda m: pickle.loads(pickle.dumps(m)),
-        copy.deepcopy,
-        saved,
-        lambda m: copy.deepcopy(nn.Sequential(m, nn.Identity()))[0],  # type: ignore[return-value]
+    ways: list[Callable[[nn.Module], Any]] = [
+        *tools.COPIES.values(),
+        lambda m: copy.deepcopy(nn.Sequential(m, nn.Identity()))[0],
     ]
     for training in (True, False):
         layer.train(training)

@@ -200,6 +200,21 @@ def test_when_there_is_no_rest() -> None:
         loss.backward()
 
 
+def test_each_layer_rests_or_not_for_itself() -> None:
+    bad: Any = lnn.SpectralConv2d(4, 6, 3, groups=2)
+    with torch.no_grad():
+        tools.original(bad)[0] = 0
+    nan: Any = lnn.SpectralConv2d(4, 6, 3, groups=2)
+    with torch.no_grad():
+        tools.original(nan)[4] = float("nan")
+    good: list[Any] = [lnn.OrthoConv2d(4, 4, 3), lnn.SpectralConv2d(4, 6, 3, groups=2)]
+    model = nn.Sequential(bad, good[0], nan, good[1])
+    retract_(model)
+    for layer in model:
+        step = layer.parametrizations.weight[0]  # type: ignore[index,union-attr]
+        assert (step._rest is not None) is (layer in good)
+
+
 def test_compiled_steps_are_compiled_once() -> None:
     model = nn.Sequential(lnn.SpectralLinear(4, 6), lnn.GroupSort2(), lnn.SpectralLinear(6, 3))
     compiled = torch.compile(model, backend="eager", fullgraph=True)

@@ -416,6 +416,40 @@ def test_cached_computes_once() -> None:
     assert spectral.weight is not spectral.weight
 
 
+class Double(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+@pytest.mark.parametrize("kind", REGISTRARS)
+def test_weights_take_a_shorter_way_unless_more_is_asked_for(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Past the calls of torch's modules; hooks, further steps and the cache are honoured."""
+    register, remove, _ = REGISTRARS[kind]
+    layer: Any = register(nn.Conv2d(2, 4, 3))
+    chain = layer.parametrizations.weight
+    expected = chain()
+    with monkeypatch.context() as m:
+        m.delattr(parametrize.ParametrizationList, "forward")
+        assert torch.allclose(layer.weight, expected, rtol=1e-2)
+    twin: Any = copy.deepcopy(layer)
+    nn.init.normal_(twin.parametrizations.weight.original)
+    with parametrize.cached():
+        assert layer.weight is layer.weight
+        assert not torch.equal(layer.weight, twin.weight)
+    seen: list[str] = []
+    hook = chain[0].register_forward_hook(lambda *_: seen.append("called"))
+    layer.weight  # noqa: B018
+    assert seen == ["called"]
+    hook.remove()
+    expected = 2 * layer.eval().weight
+    parametrize.register_parametrization(layer, "weight", Double())
+    assert torch.allclose(layer.weight, expected)
+    remove(layer)
+    assert torch.equal(layer.weight, 2 * layer.parametrizations.weight.original)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_other_precisions(dtype: torch.dtype) -> None:
     for kind, (register, _, _) in REGISTRARS.items():

@@ -6,8 +6,11 @@ Nothing here uses lipfuse, so that an error of the package cannot hide in its ow
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib.util
+import io
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -241,6 +244,21 @@ def original(layer: nn.Module) -> nn.Parameter:
     parameter = layer.parametrizations.weight.original  # type: ignore[union-attr]
     assert isinstance(parameter, nn.Parameter)
     return parameter
+
+
+def _saved(module: nn.Module) -> Any:
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+COPIES: dict[str, Callable[[nn.Module], Any]] = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda module: pickle.loads(pickle.dumps(module)),
+    "torch.save": _saved,
+}
+"""Ways to a copy of a module."""
 
 
 # ---- process state -------------------------------------------------------------------------------

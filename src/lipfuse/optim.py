@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any, Optional, Union
+from typing import Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from . import ops
 from ._checks import check_positive, check_tensor
 from .distributed import is_sharded, whole
-from .fusion import parameters_of, polar_weights
-from .parametrizations.weight import HALF, TRAINING_TOL
+from .fusion import polar_steps
+from .parametrizations.weight import HALF, TRAINING_TOL, ComputedWeight
 
 __all__ = ["clip_weights_", "retract_"]
 
@@ -54,14 +54,15 @@ def retract_(
         TypeError, ValueError: for arguments of the wrong kind or range; before anything changes.
     """
     check_positive("tol", tol)
-    steps: list[tuple[Any, int]] = []
+    steps: list[tuple[ComputedWeight, int]] = []
+    weights: list[Tensor] = []
+    groups: list[int] = []
     if isinstance(params_or_model, nn.Module):
-        weights, groups = [], []
-        for chain in polar_weights(params_or_model):
-            factors = chain[0].polar_factors(*parameters_of(chain))
-            steps.append((chain[0], len(factors)))
-            weights += [f[0] for f in factors]
-            groups += [f[1] for f in factors]
+        for _, step, factors in polar_steps(params_or_model):
+            steps.append((step, len(factors)))
+            for weight, count, _ in factors:
+                weights.append(weight)
+                groups.append(count)
         if not weights:
             raise ValueError(
                 "params_or_model must have at least one layer with a polar-factor weight, "
@@ -71,18 +72,14 @@ def retract_(
         given = [params_or_model] if isinstance(params_or_model, Tensor) else list(params_or_model)
         weights = [check_tensor("params_or_model", p, min_dim=2) for p in given]
         groups = [1] * len(weights)
-    alone = [i for i, w in enumerate(weights) if not is_sharded(w)]
-    found = _retract_together_([weights[i] for i in alone], [groups[i] for i in alone], tol)
-    for w, g in zip(weights, groups):
-        if is_sharded(w):
-            w.copy_(whole(partial(_retracted, groups=g, tol=tol), w))
-    orthonormal = dict(zip(alone, found))
-    first = 0
-    for step, count in steps:
-        copies = [orthonormal.get(i) for i in range(first, first + count)]
-        if tol <= _AT_REST and all(c is not None for c in copies):
-            step.rest(copies)
-        first += count
+    copies = _retract_together_(weights, groups, tol)
+    if tol <= _AT_REST:
+        first = 0
+        for step, count in steps:
+            orthonormal = [c for c in copies[first : first + count] if c is not None]
+            if len(orthonormal) == count:
+                step.rest(orthonormal)
+            first += count
 
 
 def _retract_together_(
@@ -90,24 +87,30 @@ def _retract_together_(
 ) -> list[Optional[Tensor]]:
     """Returns copies of those that are orthonormal now, where layers profit from knowing it."""
     kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    sharded = []
     for i, w in enumerate(weights):
-        if w.numel():
+        if is_sharded(w):
+            sharded.append(i)
+        elif w.numel():
             kinds.setdefault((w.dtype, w.device), []).append(i)
     copies: list[Optional[Tensor]] = [None] * len(weights)
     for (dtype, device), indices in kinds.items():
-        chosen = [weights[i].detach() for i in indices]
+        chosen = [weights[i] for i in indices]
         full = [w.float() for w in chosen] if dtype in HALF else chosen
         some = [groups[i] for i in indices]
         results, residuals = ops.retractions(full, some, tol)
         torch._foreach_copy_(chosen, results)
-        for i in indices:
-            # Autograd has to know that the parameter changed.
-            torch.autograd.graph.increment_version(weights[i])
         if dtype in HALF or device.type != "cpu":
             continue  # rounded, or where comparing would wait for the device
-        for i, q, left in zip(indices, results, residuals.split(some)):
-            if bool((left <= TRAINING_TOL).all()):
+        left, row = residuals.tolist(), 0
+        for i, q, count in zip(indices, results, some):
+            # Not by the largest of them: a NaN has to be seen.
+            if all(r <= TRAINING_TOL for r in left[row : row + count]):
                 copies[i] = q
+            row += count
+    for i in sharded:
+        w = weights[i]
+        w.copy_(whole(partial(_retracted, groups=groups[i], tol=tol), w))
     return copies
 
 

@@ -60,8 +60,9 @@ def train(
     forward: Callable[[Tensor], Tensor],
     steps: int = 4,
     group: Any = None,
+    data: Callable[[int], tuple[Tensor, Tensor]] = batch,
 ) -> list[float]:
-    """SGD on the whole batches, or on this rank's parts of them.
+    """SGD on the whole batches that ``data`` makes, or on this rank's parts of them.
 
     Returns:
         The losses of the parts.
@@ -69,7 +70,7 @@ def train(
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     losses = []
     for step in range(steps):
-        x, y = batch(step) if group is None else (part(t, group) for t in batch(step))
+        x, y = data(step) if group is None else (part(t, group) for t in data(step))
         loss = nn.functional.cross_entropy(forward(x) * 4, y)
         optimizer.zero_grad()
         loss.backward()

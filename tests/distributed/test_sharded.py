@@ -130,19 +130,6 @@ def data(step: int) -> tuple[Tensor, Tensor]:
     return torch.randn(8, 6, generator=generator), torch.arange(8) % 4
 
 
-def steps(model: nn.Module) -> list[float]:
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    losses = []
-    for step in range(4):
-        x, y = data(step)
-        loss = nn.functional.cross_entropy(model(x) * 4, y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return losses
-
-
 def tensor_parallel(
     group: Any, method: str, fused: bool
 ) -> tuple[list[float], dict[str, Tensor], list[int], Tensor]:
@@ -165,7 +152,7 @@ def tensor_parallel(
         "4": Normalized(ColwiseParallel(output_layouts=Replicate())),
     }
     model = parallelize_module(model, mesh_of(group), plan)
-    losses = steps(model)
+    losses = train(model, model, data=data)
     state = {name: whole(p).detach() for name, p in model.state_dict().items()}
     sizes = [p.to_local().numel() for p in model.parameters()]
     with torch.no_grad():
@@ -179,7 +166,7 @@ def test_tensor_parallel_training(pool: Pool, count: int, method: str, fused: bo
     """Norms are those of whole weights, of which every rank holds a part."""
     results = pool.run(count, tensor_parallel, method, fused)
     model = perceptron(method)
-    losses = steps(model)
+    losses = train(model, model, data=data)
     for found, state, sizes, output in results:
         assert found == pytest.approx(losses, rel=1e-4)
         assert_same_state(state, values(model), 2e-4)

@@ -122,8 +122,16 @@ def calls() -> list[Any]:
     )
     add(bind(F.foreach_orthogonalize, [W], scales=-1), ValueError, "scales", "-1", POSITIVE)
     add(bind(F.foreach_orthogonalize, [W], scales=None), TypeError, "scales", "None", POSITIVE)
-    add(bind(F.foreach_spectral_normalize, [W], []), ValueError, "us", "0", "1 elements")
-    add(bind(F.foreach_spectral_normalize, [W], [U], []), ValueError, "vs", "0", "1 elements")
+    several = F.foreach_spectral_normalize
+    add(bind(several, [W], []), ValueError, "us", "0", "1 elements")
+    add(bind(several, [W], [U], []), ValueError, "vs", "0", "1 elements")
+    add(bind(several, [W, W], [U, U], [V]), ValueError, "vs", "1", "2 elements")
+    add(bind(several, [W], U[None]), TypeError, "us", "Tensor", "list or tuple")
+    add(bind(several, [W], None), TypeError, "us", "NoneType", "list or tuple")
+    add(bind(several, [W, W], [U, U[:3]]), ValueError, r"us\[1\]", "(3,)", r"\(4,\)")
+    add(bind(several, [W, W], [U, U], [V, U]), ValueError, r"vs\[1\]", "(4,)", r"\(3,\)")
+    add(bind(several, [W, W], [U, U], [V, None]), TypeError, r"vs\[1\]", "None", "torch.Tensor")
+    add(bind(several, [], [], n_iterations=-1), ValueError, "n_iterations", -1, ">= 0")
     return [pytest.param(*c, id=f"{i}-{c[2]}-{c[3]}") for i, c in enumerate(cases)]
 
 
@@ -279,10 +287,17 @@ def test_foreach_orthogonalize_takes_mixed_weights() -> None:
     assert F.foreach_orthogonalize([]) == []
 
 
-def test_foreach_spectral_normalize_is_one_by_one() -> None:
+def test_many_are_refused_before_any_of_them_is_normalised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(F.normalization.ops, "spectral_normalize")
+    with pytest.raises(ValueError, match=r"us\[1\]"):
+        F.foreach_spectral_normalize([W, W], [U, V])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_foreach_spectral_normalize_is_one_by_one(dtype: torch.dtype) -> None:
     ws = [
-        tools.matrix("near", (8, 6)).float(),
-        tools.matrix("near", (4, 18)).float().reshape(4, 2, 3, 3),
+        tools.matrix("near", (8, 6)).to(dtype),
+        tools.matrix("near", (4, 18)).to(dtype).reshape(4, 2, 3, 3),
     ]
     us = [tools.unit((8,)).float(), tools.unit((4,)).float()]
     out, sigmas, new_us, new_vs = F.foreach_spectral_normalize(ws, us, n_iterations=3, scales=0.5)

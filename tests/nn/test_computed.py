@@ -80,6 +80,7 @@ def test_a_removed_normalisation_is_that_of_one_layer() -> None:
     assert type(a) is lnn.SpectralLinear
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook")
 def test_a_chain_and_hooks_are_honoured() -> None:
     a, b = layers()
     expected = a.weight.detach() * 2
@@ -88,8 +89,13 @@ def test_a_chain_and_hooks_are_honoured() -> None:
     seen: list[Any] = []
     b.parametrizations.weight.register_forward_pre_hook(lambda *_: seen.append("before"))
     b.parametrizations.weight[0].register_forward_hook(lambda *_: seen.append("after"))
-    b(torch.randn(1, 5))
-    assert seen == ["before", "after"]
+    b.parametrizations.weight[0].register_full_backward_hook(lambda *_: seen.append("backward"))
+    b(torch.randn(1, 5)).sum().backward()
+    assert seen == ["before", "after", "backward"]
+    (c,) = layers(1)
+    c.parametrizations.weight.register_full_backward_pre_hook(lambda *_: seen.append("first"))
+    c(torch.randn(1, 5)).sum().backward()
+    assert seen[-1] == "first"
 
 
 def test_cached_keeps_layers_apart() -> None:

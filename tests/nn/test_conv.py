@@ -13,17 +13,13 @@ import numpy as np
 import pytest
 import tools
 import torch
+from every_layer import METHODS
 from tools import original
 from torch import nn
 
 import lipfuse.functional as F
 import lipfuse.nn as lnn
 
-METHODS: dict[str, dict[str, Any]] = {
-    "polar": {},
-    "bjorck": {"method": "bjorck"},
-    "spectral": {"eps_bjorck": None},
-}
 every_method = pytest.mark.parametrize("method", METHODS)
 
 Setting = tuple[int, int, Any, dict[str, Any]]

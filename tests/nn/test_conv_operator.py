@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import tools
 import torch
+from every_layer import METHODS
 from tools import original
 from torch import Tensor, nn
 
@@ -20,11 +21,6 @@ import lipfuse.nn as lnn
 from lipfuse.functional._conv_symbol import ConvOperator
 from lipfuse.parametrizations import remove_lconv_norm
 
-METHODS: dict[str, dict[str, Any]] = {
-    "polar": {},
-    "bjorck": {"method": "bjorck"},
-    "spectral": {"eps_bjorck": None},
-}
 every_method = pytest.mark.parametrize("method", METHODS)
 
 CIRCULAR, SYMMETRIC = {"padding_mode": "circular"}, {"padding_mode": "symmetric"}

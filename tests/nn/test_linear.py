@@ -10,17 +10,13 @@ from typing import Any
 import pytest
 import tools
 import torch
+from every_layer import METHODS
 from tools import original
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import lipfuse.nn as lnn
 
-METHODS: dict[str, dict[str, Any]] = {
-    "polar": {},
-    "bjorck": {"method": "bjorck"},
-    "spectral": {"eps_bjorck": None},
-}
 every_method = pytest.mark.parametrize("method", METHODS)
 SIZES = [(1, 1), (1, 7), (7, 1), (5, 5), (12, 30), (31, 13)]
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import io
 import math
-import pickle
 import shutil
 from collections.abc import Callable
 
@@ -164,14 +161,8 @@ def test_exported_l2_pooling_has_finite_gradients_at_zero(name: str) -> None:
 def test_copies_and_pickles_keep_k(name: str) -> None:
     layer = LAYERS[name](k_coef_lip=0.5)
     x = image(name, 2)
-    buffer = io.BytesIO()
-    torch.save(layer, buffer)
-    buffer.seek(0)
-    for twin in (
-        copy.deepcopy(layer),
-        pickle.loads(pickle.dumps(layer)),
-        torch.load(buffer, weights_only=False),
-    ):
+    for copied in tools.COPIES.values():
+        twin = copied(layer)
         assert twin.k_coef_lip == 0.5
         assert torch.equal(twin(x), layer(x))
 
@@ -217,6 +208,14 @@ def test_a_compiled_stack_computes_and_differentiates_the_same() -> None:
     torch.testing.assert_close(ours, wanted)
 
 
+def down(*shape: int) -> torch.Tensor:
+    return lnn.InvertibleDownSampling(2)(torch.ones(shape))
+
+
+def up(*shape: int) -> torch.Tensor:
+    return lnn.InvertibleUpSampling(2)(torch.ones(shape))
+
+
 avg, l2 = lnn.ScaledAvgPool2d, lnn.ScaledL2NormPool2d
 BAD: list[tools.Refusal] = [
     (lambda: avg(2, stride=1), ValueError, ["stride", "1", "(2, 2)"]),
@@ -241,6 +240,12 @@ BAD: list[tools.Refusal] = [
     (lambda: lnn.ScaledAdaptativeL2NormPool2d(k_coef_lip=-1.0), ValueError, ["k_coef_lip", "-1"]),
     (lambda: lnn.InvertibleDownSampling(0), ValueError, ["kernel_size", "0", ">= 1"]),
     (lambda: lnn.InvertibleDownSampling((2, 2)), TypeError, ["kernel_size", "(2, 2)", "integer"]),
+    (lambda: down(3, 4, 5), ValueError, ["input", "(3, 4, 5)", "height", "kernel_size=2"]),
+    (lambda: down(1, 3, 5, 4), ValueError, ["input", "(1, 3, 5, 4)", "multiples"]),
+    (lambda: down(0, 3, 5, 4), ValueError, ["input", "(0, 3, 5, 4)", "multiples"]),
+    (lambda: down(4, 4), ValueError, ["input", "(4, 4)", "3 dim"]),
+    (lambda: up(6, 4, 4), ValueError, ["input", "(6, 4, 4)", "channels", "kernel_size**2=4"]),
+    (lambda: up(0, 2, 4, 4), ValueError, ["input", "(0, 2, 4, 4)", "multiple of"]),
     (lambda: lnn.InvertibleUpSampling(-1), ValueError, ["kernel_size", "-1", ">= 1"]),
     (lambda: lnn.InvertibleUpSampling(2, k_coef_lip="1"), TypeError, ["k_coef_lip", "'1'"]),
 ]

@@ -25,6 +25,7 @@ STEPS, HISTORY = torch.tensor(3), torch.randn(3, 6, 4)
 ROOT, INFO = torch.eye(4), torch.ones(5, dtype=torch.float64)
 PAIRS, FLAGS = torch.randn(2, 4), torch.zeros(2, 2, dtype=torch.bool)
 SYMBOL = [torch.randn(1, 3, 3, 2), torch.randn(1, 3, 3, 2), torch.randn(2, 5), torch.randn(2, 5)]
+TWO = (1, 1e-12, [1.0, 1.0])  # iterations, eps and the scales of two weights
 MANY = 2**32 + 1  # as an int, 1
 EMPTY = torch.empty(0).as_strided((0, 2**40, 2**40), (1, 1, 1))
 
@@ -93,6 +94,26 @@ CASES: dict[str, tuple[str, tuple[Any, ...], str]] = {
         "foreach_orthogonalize_backward",
         ([W], [W], [], [ROOT], INFO[None], [1], [1.0], 1e-4, False),
         "length of weights",
+    ),
+    "norms: us": ("foreach_spectral_normalize", ([W, W], [U], [V, V], *TWO), "length of weights"),
+    "norms: vs": ("foreach_spectral_normalize", ([W, W], [U, U], [V], *TWO), "length of weights"),
+    "norms: u": ("foreach_spectral_normalize", ([W, W], [U, V], [V, V], *TWO), "u must have 6"),
+    "norms: v": ("foreach_spectral_normalize", ([W, W], [U, U], [V, U], *TWO), "v must have 4"),
+    "norms: scales": (
+        "foreach_spectral_normalize",
+        ([W, W, W], [U, U, U], [], *TWO),
+        "scales must have the same length",
+    ),
+    "norms: none": ("foreach_spectral_normalize", ([], [], [], 1, 1e-12, []), "not be empty"),
+    "norms: lists": (
+        "foreach_spectral_normalize_backward",
+        ([W, W], None, [W], torch.ones(2), [U, U], [V, V], *TWO[1:]),
+        "length of weights",
+    ),
+    "norms: normalized": (
+        "foreach_spectral_normalize_backward",
+        ([W, W], None, [W, W[:1]], torch.ones(2), [U, U], [V, V], *TWO[1:]),
+        "normalized must have 24",
     ),
     "rows: norm": (
         "frobenius_normalize_backward",

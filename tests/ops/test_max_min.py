@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_sort_pairs import DTYPES, LAYOUTS, laid_out
+from test_sort_pairs import DTYPES, LAYOUTS, assert_compiled_but_not_exported, laid_out
 from torch import Tensor
 
 import lipfuse
@@ -124,16 +124,7 @@ def test_transforms_and_compilers_give_the_same() -> None:
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     (gradient,) = torch.autograd.grad(compiled(y[0]), y)
     torch.testing.assert_close(gradient[0], wanted[0])
-    graphs: list[str] = []
-
-    def backend(module: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
-        graphs.append(module.code)
-        return module
-
-    torch.compile(lambda x: F.max_min(x), backend=backend, fullgraph=True)(x)
-    assert "lipfuse" in graphs[0]
-    program = torch.export.export(lipfuse.nn.MaxMin(), (x,))
-    assert "lipfuse" not in str(program.graph)
+    assert_compiled_but_not_exported(F.max_min, lipfuse.nn.MaxMin(), x)
 
 
 def test_large_results_are_in_large_pages_and_right() -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import lipfuse
 import lipfuse.functional as F
@@ -208,15 +209,19 @@ def test_empty_tensors(shape: tuple[int, ...]) -> None:
             assert torch.autograd.grad(y.sum(), x)[0].shape == shape
 
 
-def test_compiled_code_keeps_the_operator_and_exported_code_does_not() -> None:
-    x = torch.randn(3, 4)
+def assert_compiled_but_not_exported(function: Any, layer: nn.Module, x: Tensor) -> None:
+    """Compiled code keeps the operator, exported code does not."""
     graphs: list[str] = []
 
     def backend(module: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
         graphs.append(module.code)
         return module
 
-    torch.compile(lambda x: F.group_sort_2(x), backend=backend, fullgraph=True)(x)
+    torch.compile(lambda x: function(x), backend=backend, fullgraph=True)(x)
     assert "lipfuse" in graphs[0]
-    program = torch.export.export(lipfuse.nn.GroupSort2(), (x,))
+    program = torch.export.export(layer, (x,))
     assert "lipfuse" not in str(program.graph)
+
+
+def test_compiled_code_keeps_the_operator_and_exported_code_does_not() -> None:
+    assert_compiled_but_not_exported(F.group_sort_2, lipfuse.nn.GroupSort2(), torch.randn(3, 4))

@@ -255,6 +255,25 @@ def test_compiles_with_inductor_for_changing_sizes() -> None:
             assert torch.allclose(a, b, atol=2e-5)
 
 
+@pytest.mark.parametrize("name", [n for n in FUNCTIONS if n != "spectral_norm_bound"])
+def test_a_tensor_that_a_transform_left_behind(name: str) -> None:
+    """It is what it wraps, and goes back to it."""
+    w, kept = weight().requires_grad_(), []
+
+    def keeps(x: Tensor) -> Tensor:
+        kept.append(x)
+        return x.sum()
+
+    torch.func.grad(keeps)(w)
+    assert kept[0] is not w
+    found, expected = FUNCTIONS[name](kept[0]), FUNCTIONS[name](w)
+    assert torch.equal(found, expected)
+    for result in (found, expected):
+        result.sum().backward()
+    gradients = torch.autograd.grad(FUNCTIONS[name](w).sum(), w)
+    assert w.grad is not None and torch.allclose(w.grad, 2 * gradients[0])
+
+
 def test_export_of_a_normalisation() -> None:
     """torch.export keeps the operator in its graph."""
 

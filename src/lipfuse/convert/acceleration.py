@@ -19,6 +19,7 @@ from .. import ops
 from .._checkpoint import WeightChain
 from .._checks import check_bool
 from ..parametrizations import FrobeniusNorm, LipschitzWeight, SpectralNorm
+from ..parametrizations._computed import shorten
 from ..parametrizations.weight import as_matrices
 from .chains import (
     Unknown,
@@ -221,6 +222,7 @@ class _Conversion:
         if estimates:
             for step in estimates:
                 self._swap(step, SpectralNorm)
+            self._steps.append(lambda: shorten(module, tensor))
             self._note(name, tensor, before, after="the same, fused", note=reason)
         elif package_of(module) in PACKAGES or any(map(is_known, chain)):
             self._note(name, tensor, before, note=reason)
@@ -266,7 +268,9 @@ class _Conversion:
                 original.grad = None
                 if isinstance(original, nn.Parameter):
                     self.set_anew.add(original)
-            if layer is not None:
+            if layer is None:
+                shorten(module, tensor)
+            else:
                 become(module, layer)
             if isinstance(step, (FrobeniusNorm, LipschitzWeight)):
                 same = math.isclose(step.scale, scale)

@@ -44,11 +44,7 @@ def _check_weight(weight: Tensor, min_dim: int = 2) -> Tensor:
     return weight.float() if weight.dtype in _HALF else weight
 
 
-def _check_vector(
-    name: str, value: Optional[Tensor], weight: Tensor, size: int
-) -> Optional[Tensor]:
-    if value is None:
-        return None
+def _check_vector(name: str, value: Tensor, weight: Tensor, size: int) -> Tensor:
     check_tensor(name, value)
     expected = (*weight.shape[:-2], size)
     if tuple(value.shape) != expected:
@@ -69,8 +65,7 @@ def _check_vectors(
     if u is None:
         raise TypeError("u must be a tensor, got None")
     left = _check_vector("u", u, weight, weight.shape[-2])
-    assert left is not None
-    return left, _check_vector("v", v, weight, weight.shape[-1])
+    return left, None if v is None else _check_vector("v", v, weight, weight.shape[-1])
 
 
 def power_iteration(
@@ -289,6 +284,20 @@ def _check_weights(weights: Sequence[Tensor], scales: Union[float, Sequence[floa
     return [check_positive("scales", s) for s in given]
 
 
+def _check_one_each(
+    name: str, vectors: Sequence[Tensor], matrices: Sequence[Tensor], dim: int
+) -> list[Tensor]:
+    """One vector a matrix, of its size along ``dim``, in the precision it is normalised in."""
+    if isinstance(vectors, Tensor) or not isinstance(vectors, (list, tuple)):
+        raise TypeError(f"{name} must be a list or tuple of tensors, got {type(vectors).__name__}")
+    if len(vectors) != len(matrices):
+        raise ValueError(f"{name} must have {len(matrices)} elements, got {len(vectors)}")
+    return [
+        _check_vector(f"{name}[{i}]", x, w, w.shape[dim])
+        for i, (x, w) in enumerate(zip(vectors, matrices))
+    ]
+
+
 def foreach_orthogonalize(
     weights: Sequence[Tensor],
     *,
@@ -357,30 +366,21 @@ def foreach_spectral_normalize(
         TypeError, ValueError: for arguments of the wrong kind, length or range.
     """
     each = _check_weights(weights, scales)
-    for name, vectors in (("us", us), ("vs", vs)):
-        if vectors is not None and len(vectors) != len(weights):
-            raise ValueError(f"{name} must have {len(weights)} elements, got {len(vectors)}")
+    check_positive_int("n_iterations", n_iterations, minimum=0)
+    eps = check_positive("eps", eps)
+    matrices = [_check_weight(w.flatten(1)) for w in weights]
+    left = _check_one_each("us", us, matrices, -2)
+    right = None if vs is None else _check_one_each("vs", vs, matrices, -1)
     if _in_one_launch(weights):
-        pairs = [
-            _check_vectors(w.flatten(1), us[i], vs[i] if vs else None, n_iterations, eps)
-            for i, w in enumerate(weights)
-        ]
-        right = [v for _, v in pairs if v is not None]
-        left = [u for u, _ in pairs]
-        return ops.foreach_spectral_normalize(weights, left, right, n_iterations, eps, each)
-    results = [
-        spectral_normalize(
-            w.flatten(1),
-            us[i],
-            None if vs is None else vs[i],
-            n_iterations=n_iterations,
-            eps=eps,
-            scale=each[i],
-        )
-        for i, w in enumerate(weights)
-    ]
-    out = [r[0].reshape(w.shape) for r, w in zip(results, weights)]
-    return out, [r[1] for r in results], [r[2] for r in results], [r[3] for r in results]
+        return ops.foreach_spectral_normalize(weights, left, right or [], n_iterations, eps, each)
+    found: tuple[list[Tensor], ...] = ([], [], [], [])
+    for i, (w, matrix) in enumerate(zip(weights, matrices)):
+        v = None if right is None else right[i]
+        out, *others = ops.spectral_normalize(matrix, left[i], v, n_iterations, eps, each[i])
+        for results, x in zip(found, (out.reshape(w.shape), *others)):
+            results.append(x.to(w.dtype))
+    normalized, sigmas, us, vs = found
+    return normalized, sigmas, us, vs
 
 
 def frobenius_normalize(

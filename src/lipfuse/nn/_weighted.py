@@ -13,8 +13,8 @@ from .._checkpoint import WeightChain
 from .._checks import check_choice, check_in_range, check_positive
 from ..functional._conv_symbol import ConvOperator
 from ..parametrizations import BjorckNorm, FrobeniusNorm, LConvNorm, LipschitzWeight
+from ..parametrizations._computed import blank, class_for
 from ..parametrizations.weight import as_matrices
-from ._computed import blank, class_for
 from .module import LipschitzModule
 
 DEFAULT_EPS_SPECTRAL = 1e-3

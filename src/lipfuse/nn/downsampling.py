@@ -38,7 +38,8 @@ class InvertibleDownSampling(nn.PixelUnshuffle, LipschitzModule):
 
     Raises:
         TypeError: if ``kernel_size`` is not an integer, or ``k_coef_lip`` not a number.
-        ValueError: if the first is not positive, or the second not positive and finite.
+        ValueError: if the first is not positive, or the second not positive and finite; for inputs
+            whose height or width is no multiple of ``kernel_size``.
     """
 
     def __init__(self, kernel_size: int, k_coef_lip: float = 1.0) -> None:
@@ -47,7 +48,13 @@ class InvertibleDownSampling(nn.PixelUnshuffle, LipschitzModule):
 
     def forward(self, input: Tensor) -> Tensor:
         check_tensor("input", input, min_dim=3)
-        output = _downsampled(input, self.downscale_factor)
+        factor = self.downscale_factor
+        if input.shape[-2] % factor or input.shape[-1] % factor:
+            raise ValueError(
+                f"input must have a height and a width that are multiples of kernel_size={factor}, "
+                f"got a tensor of shape {tuple(input.shape)}"
+            )
+        output = _downsampled(input, factor)
         return output if self._k == 1.0 else output * self._k
 
     def vanilla_export(self) -> nn.Module:

@@ -13,13 +13,13 @@ from .._checks import (
     check_choice,
     check_int_or_pair,
     check_positive,
-    check_positive_int,
 )
 from ..export import plain_conv
 from ..functional.orthogonal_convolution import plan_kernel
 from ._orthogonal_kernel import OrthogonalKernel
 from ._weighted import WeightedModule
 from .module import _join_repr
+from .pad_conv import _check_channels
 
 __all__ = ["OrthoConv2d"]
 
@@ -35,12 +35,7 @@ def check_settings(
     k_coef_lip: float,
 ) -> None:
     """The arguments that both layers check alike."""
-    check_positive_int("in_channels", in_channels)
-    check_positive_int("out_channels", out_channels)
-    check_positive_int("groups", groups)
-    for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-        if channels % groups:
-            raise ValueError(f"{name} must be a multiple of groups={groups}, got {channels}")
+    _check_channels(in_channels, out_channels, groups)
     check_bool("bias", bias)
     check_choice("padding_mode", padding_mode, ("circular", "zeros"))
     check_positive("k_coef_lip", k_coef_lip)

@@ -37,7 +37,8 @@ class InvertibleUpSampling(nn.PixelShuffle, LipschitzModule):
 
     Raises:
         TypeError: if ``kernel_size`` is not an integer, or ``k_coef_lip`` not a number.
-        ValueError: if the first is not positive, or the second not positive and finite.
+        ValueError: if the first is not positive, or the second not positive and finite; for inputs
+            whose number of channels is no multiple of ``kernel_size**2``.
     """
 
     def __init__(self, kernel_size: int, k_coef_lip: float = 1.0) -> None:
@@ -46,7 +47,13 @@ class InvertibleUpSampling(nn.PixelShuffle, LipschitzModule):
 
     def forward(self, input: Tensor) -> Tensor:
         check_tensor("input", input, min_dim=3)
-        output = _upsampled(input, self.upscale_factor)
+        factor = self.upscale_factor
+        if input.shape[-3] % factor**2:
+            raise ValueError(
+                "input must have a number of channels that is a multiple of "
+                f"kernel_size**2={factor**2}, got a tensor of shape {tuple(input.shape)}"
+            )
+        output = _upsampled(input, factor)
         return output if self._k == 1.0 else output * self._k
 
     def vanilla_export(self) -> nn.Module:

@@ -91,6 +91,8 @@ def wants_gradient(weight: Tensor) -> bool:
 
 def under_autocast(x: Tensor) -> bool:
     """Whether autocast is on for the tensor's device; it does not know the meta device."""
+    if not torch.compiler.is_compiling() and not torch._C._is_any_autocast_enabled():
+        return False  # told without the name of the device, which takes longer than all the rest
     return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
@@ -155,6 +157,9 @@ def goes_direct(weight: Tensor, autocast: bool = True) -> bool:
         and torch.is_grad_enabled()
         and type(weight) in ORDINARY
         and not transforming()
+        # Of what a transform has left behind, the dispatcher finds the tensor that is to have the
+        # gradient.
+        and not torch._C._functorch.is_functorch_wrapped_tensor(weight)
         and not (autocast and under_autocast(weight))
     )
 
@@ -171,7 +176,7 @@ def _direct(
     backward: Callable[..., Any],
     auxiliary: tuple[int, ...],
     first_only: bool = False,
-) -> Callable[..., Any]:
+) -> Any:
     """The quickest way to give ``function`` a gradient in eager code.
 
     With ``first_only`` only its first output, which spares autograd the others.
@@ -191,11 +196,22 @@ def _direct(
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
-            with below_autograd():
+            if torch.is_grad_enabled():  # to be differentiated again
+                return backward(ctx, *grads)
+            with torch._C._AutoDispatchBelowAutograd():
                 return backward(ctx, *grads)
 
     Direct.__name__ = Direct.__qualname__ = _title(name)
-    apply: Callable[..., Any] = Direct.apply
+    return Direct
+
+
+def _applied_directly(function: Any) -> Callable[..., Any]:
+    """How to apply it where :func:`goes_direct` says yes.
+
+    ``function.apply`` looks for transforms and default arguments first, which takes almost as long
+    as the rest.
+    """
+    apply: Callable[..., Any] = super(torch.autograd.Function, function).apply
     return apply
 
 
@@ -206,7 +222,7 @@ def short_cut(
     backward: Callable[..., Any],
 ) -> Callable[..., Any]:
     """The first output of ``function``, for weights that :func:`goes_direct` says yes to."""
-    return _direct(name, function, setup, backward, (), first_only=True)
+    return _applied_directly(_direct(name, function, setup, backward, (), first_only=True))
 
 
 def devices_with_kernels(op: Any) -> frozenset[str]:
@@ -315,8 +331,9 @@ def differentiable(
         autocast: whether autocast turns the arguments into float32; activations stay as they are.
     """
     name = op._schema.name
-    direct = _direct(name, op, setup, backward, auxiliary)
-    _register(op, direct)
+    function = _direct(name, op, setup, backward, auxiliary)
+    _register(op, function.apply)
+    direct = _applied_directly(function)
     for device in ("cpu", "cuda") if autocast else ():
         # Normalisation loses its guarantee in half precision: it always runs in float32.
         torch.library.register_autocast(name, device, torch.float32, lib=_library)
@@ -340,7 +357,7 @@ def with_gradient(
     auxiliary: tuple[int, ...],
 ) -> Callable[..., Any]:
     """``function`` of a weight with another gradient than its own; arguments as above."""
-    direct = _direct(name, function, setup, backward, auxiliary)
+    direct = _applied_directly(_direct(name, function, setup, backward, auxiliary))
 
     def call(*inputs: Any) -> Any:
         if torch.compiler.is_compiling():
@@ -371,7 +388,7 @@ def once_differentiable(op: Any) -> Callable[..., Any]:
     if any(isinstance(argument.type, torch.ListType) for argument in op._schema.arguments):
         torch.library.register_autograd(name, refuse, lib=_library)  # it knows lists of tensors
     else:
-        _register(op, _direct(name, op, lambda ctx, inputs, output: None, refuse, ()))
+        _register(op, _direct(name, op, lambda ctx, inputs, output: None, refuse, ()).apply)
 
     def call(*inputs: Any) -> Any:
         if not torch.compiler.is_compiling() and transforming():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
 import torch
@@ -60,23 +60,19 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.tol, ctx.scale = tol, scale
 
 
-def _grad(ctx: Any, grad: Optional[Tensor], tangent: bool) -> tuple[Any, ...]:
-    out = None
-    if grad is not None:
-        out = _orthogonalize_backward(
-            grad, *ctx.saved_tensors, _SOLVE * ctx.tol, ctx.scale, tangent
-        )
-    return out, None, None, None
+def _gradient(tangent: bool) -> Callable[..., tuple[Any, ...]]:
+    def backward(ctx: Any, grad: Optional[Tensor], *_: Any) -> tuple[Any, ...]:
+        out = None
+        if grad is not None:
+            out = _orthogonalize_backward(
+                grad, *ctx.saved_tensors, _SOLVE * ctx.tol, ctx.scale, tangent
+            )
+        return out, None, None, None
+
+    return backward
 
 
-def _backward(ctx: Any, grad: Optional[Tensor], *_: Any) -> tuple[Any, ...]:
-    return _grad(ctx, grad, False)
-
-
-def _tangent_backward(ctx: Any, grad: Optional[Tensor], *_: Any) -> tuple[Any, ...]:
-    return _grad(ctx, grad, True)
-
-
+_backward, _tangent_backward = _gradient(False), _gradient(True)
 _call = differentiable(_orthogonalize, _setup, _backward, auxiliary=(1, 2))
 _tangent_call = with_gradient(
     "lipfuse::orthogonalize_tangent", _call, _setup, _tangent_backward, auxiliary=(1, 2)

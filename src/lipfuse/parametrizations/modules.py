@@ -31,8 +31,9 @@ __all__ = ["BjorckNorm", "FrobeniusNorm", "LConvNorm", "Orthogonal", "SpectralNo
 class SpectralNorm(nn.Module):
     """W / sigma by warm-started power iteration, as ``torch.nn.utils.parametrizations`` has it.
 
-    The buffers ``_u`` and ``_v`` advance at every forward in training. A vector is divided by its
-    Euclidean norm, and has no buffers.
+    Sigma is an estimate from below: the norm of W / sigma is at least 1, see
+    :func:`lipfuse.parametrizations.spectral_norm`. The buffers ``_u`` and ``_v`` advance at every
+    forward in training. A vector is divided by its Euclidean norm, and has no buffers.
 
     Args:
         weight: to start from, of at least 1 dimension.
@@ -76,14 +77,15 @@ class SpectralNorm(nn.Module):
         if weight.dim() == 1:
             return frobenius_normalize(weight, eps=self.eps)
         w = weight if weight.dim() == 2 and self.dim == 0 else self._matrix(weight)
+        u, v = self._u, self._v
         advancing = self.training and not recomputing()
         n = self.n_power_iterations if advancing else 0
-        if advancing and w.dtype == self._u.dtype and w.dtype not in HALF:
-            out = ops.spectral_weight(w, self._u, self._v, n, self.eps)
+        if advancing and w.dtype == u.dtype and w.dtype not in HALF:
+            out = ops.spectral_weight(w, u, v, n, self.eps)
         else:
-            out, _, u, v = spectral_normalize(w, self._u, self._v, n_iterations=n, eps=self.eps)
+            out, _, new_u, new_v = spectral_normalize(w, u, v, n_iterations=n, eps=self.eps)
             if advancing:
-                torch._foreach_copy_((self._u, self._v), (u.detach(), v.detach()))
+                torch._foreach_copy_((u, v), (new_u.detach(), new_v.detach()))
         if w is weight:
             return out
         moved = weight.movedim(self.dim, 0).shape
@@ -157,7 +159,12 @@ class Orthogonal(nn.Module):
         if is_sharded(weight):
             return whole(self.forward, weight)
         w = weight if self.batched else as_matrices(weight)
-        return orthogonalize(w, tol=self.tol, backward=self.backward).reshape(weight.shape)
+        if w.dim() >= 2 and w.dtype in (torch.float32, torch.float64):
+            # By the shortest way, as the layers have it: the checks take as long as a small weight.
+            out = ops.orthogonal_weight(w, self.tol, 1.0, self.backward == "tangent")
+        else:
+            out = orthogonalize(w, tol=self.tol, backward=self.backward)
+        return out if w is weight else out.reshape(weight.shape)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         return weight

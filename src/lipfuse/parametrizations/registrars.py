@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..functional import convolution
+from ._computed import shorten
 from .modules import BjorckNorm, FrobeniusNorm, LConvNorm, Orthogonal, SpectralNorm
 
 __all__ = [
@@ -44,6 +45,7 @@ def _weight_of(module: nn.Module, name: str) -> Tensor:
 def _register(module: _M, name: str, parametrization: nn.Module) -> _M:
     # `unsafe` skips torch's trial of right_inverse, which here is a projection, not an inverse.
     parametrize.register_parametrization(module, name, parametrization, unsafe=True)
+    shorten(module, name)
     return module
 
 
@@ -77,12 +79,19 @@ def spectral_norm(
     eps: float = 1e-12,
     dim: Optional[int] = None,
 ) -> _M:
-    """Divides a weight by its spectral norm at every forward; arguments as torch's.
+    r"""Divides a weight by an estimate of its spectral norm at every forward; arguments as torch's.
+
+    The divisor :math:`\sigma = u^\top W v` approaches the spectral norm from below: it is an
+    estimate, not a bound. So the norm of the result, :math:`\|W\| / \sigma`, is never below 1, and
+    above it until the power iteration has converged; in evaluation as well, which keeps the u and v
+    of training. Like torch's, this guarantees no Lipschitz constant:
+    :class:`lipfuse.nn.SpectralLinear` with ``eps_bjorck=None`` divides by a proven bound, and
+    :func:`lipfuse.certify` bounds the norm that a weight has.
 
     Args:
         module: the module, changed in place.
         name: of the parameter.
-        n_power_iterations: a training forward.
+        n_power_iterations: a training forward; more of them bring sigma closer.
         eps: positive.
         dim: of the output channels; 0, or 1 for transposed convolutions, if None.
 

@@ -111,7 +111,7 @@ class ComputedWeight(nn.Module):
 
     def rest(self, parameters: Sequence[Tensor]) -> None:
         """The parameters are orthonormal while they equal these, which nobody else may change."""
-        self._rest = tuple(parameters)
+        self.__dict__["_rest"] = tuple(parameters)  # past torch's search for parameters
 
     def at_rest(self, *parameters: Tensor) -> bool:
         """Whether the parameters are their own polar factors, and all of this is training."""
@@ -279,7 +279,7 @@ class LipschitzWeight(ComputedWeight):
             handed_out = self._handed_out()
             if handed_out is not None:
                 return handed_out
-        if self.at_rest(weight):
+        if not torch.compiler.is_compiling() and self._rest is not None and self.at_rest(weight):
             return self._resting(weight)
         if (
             self.training
@@ -326,8 +326,9 @@ class LipschitzWeight(ComputedWeight):
     def _step(self, w: Tensor, scale: float) -> Tensor:
         if self.method == "polar":
             return ops.orthogonal_weight(w, TRAINING_TOL, scale, self.backward == "tangent")
-        assert self._u is not None and self._v is not None
-        u, v = self._u.to(w.dtype), self._v.to(w.dtype)
+        kept_u, kept_v = self._u, self._v
+        assert kept_u is not None and kept_v is not None
+        u, v = kept_u.to(w.dtype), kept_v.to(w.dtype)
         again = recomputing()  # from where the forward arrived, to the same result
         if self.method == "bjorck":
             # Björck's iteration forgives an estimate that is 70 % too small, and the operator
@@ -340,8 +341,8 @@ class LipschitzWeight(ComputedWeight):
             out, u, v = self._divided(w, u, v, 0 if again else 2, scale)
         if not again:
             with torch.no_grad():
-                self._u.copy_(u)
-                self._v.copy_(v)
+                kept_u.copy_(u)
+                kept_v.copy_(v)
         return out
 
     def _divided(

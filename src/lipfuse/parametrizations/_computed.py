@@ -52,8 +52,8 @@ def _computed(name: str) -> property:
         if (
             len(chain._modules) == 1
             and original is not None
-            and not (step._forward_hooks or step._forward_pre_hooks)
-            and not (chain._forward_hooks or chain._forward_pre_hooks)
+            and not _has_hooks(step)
+            and not _has_hooks(chain)
         ):
             return step.forward(original)
         return chain()
@@ -68,6 +68,15 @@ def _computed(name: str) -> property:
     return property(get, set)
 
 
+def _has_hooks(module: Any) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
 def _cached(layer: Any, name: str, chain: Any) -> Any:
     """Inside ``parametrize.cached()``: computed once for each layer."""
     if torch._C._get_tracing_state() is not None:
@@ -76,6 +85,15 @@ def _cached(layer: Any, name: str, chain: Any) -> Any:
     if parametrize._cache.get(key) is None:
         parametrize._cache[key] = chain()
     return parametrize._cache[key]
+
+
+def shorten(module: Any, name: str) -> None:
+    """Computes a parametrized tensor of any module by the same short way.
+
+    In a class that torch has made for the module alone, or for it and its copies.
+    """
+    if isinstance(type(module).__dict__.get(name), property):
+        setattr(type(module), name, _computed(name))
 
 
 def class_for(base: type[Any], names: tuple[str, ...] = ("weight",)) -> Any:
