@@ -17,7 +17,7 @@ OUT=$PWD/build/sanitized
 
 echo "==== ThreadSanitizer"
 mkdir -p "$OUT"
-"$CXX" -std=c++17 -O2 -g -pthread -fsanitize=thread -ffp-contract=fast -Wno-psabi \
+"$CXX" -std=c++17 -O2 -g -pthread -fsanitize=thread -fno-math-errno -fno-trapping-math -ffp-contract=fast -Wno-psabi \
     -Icsrc tests/native/team.cpp csrc/cpu/dispatch.cpp csrc/cpu/kernels_generic.cpp -o "$OUT/team"
 TSAN_OPTIONS="halt_on_error=1 second_deadlock_stack=1" "$OUT/team"
 

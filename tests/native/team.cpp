@@ -124,6 +124,7 @@ int main() {
     same_bits_whoever_helps<float>(96, 96);
     same_bits_whoever_helps<float>(130, 57);
     same_bits_whoever_helps<double>(40, 150);
+    same_bits_whoever_helps<float>(180, 190);  // shared as lower halves
     // Teams beside one another, as of several callers.
     std::vector<std::thread> callers;
     for (int64_t i = 0; i < 3; ++i)
