@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import lipfuse
 import lipfuse.nn as lnn
-from lipfuse import ops
+from lipfuse import _native, ops
 
 SIZE = 6  # of the images; batches have other sizes, so that no two symbols are taken for one
 
@@ -198,6 +198,29 @@ def test_compiled_inference_computes_a_weight_once(monkeypatch: pytest.MonkeyPat
     model.load_state_dict(twin.state_dict())
     (grad,) = torch.autograd.grad(compiled(x).sum(), raw)
     assert torch.allclose(grad, twin_grad, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (2, 6, 4, 3)], ids=str)
+def test_compiled_inference_sorts_within_the_compilers_loops(shape: tuple[int, ...]) -> None:
+    """Without a gradient torch's operations, with one the kernel: the same values, also for NaN."""
+    graphs: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(str(graph.graph))
+        return graph.forward
+
+    sort = lnn.GroupSort2(k_coef_lip=0.5)
+    compiled = torch.compile(sort, fullgraph=True, backend=backend)
+    x = torch.randn(shape)
+    x[0, 2], x[-1, 0] = torch.nan, x[-1, 1]
+    expected = sort(x)
+    with torch.no_grad():
+        found = compiled(x)
+    assert torch.allclose(found, expected, rtol=0, atol=0, equal_nan=True)
+    assert len(graphs) == 1 and "lipfuse" not in graphs[0]
+    if _native.kernels is not None:
+        compiled(x.requires_grad_())
+        assert len(graphs) == 2 and "lipfuse" in graphs[1]
 
 
 def test_exports_have_the_normalised_weights_folded_in() -> None:
