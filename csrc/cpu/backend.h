@@ -347,8 +347,8 @@ private:
     Product<T> of_anticommutator(const T* h, const T* k, int64_t n) const {
         Product<T> product;
         product.count = 2;
-        product.terms[0] = {half(k, n, Mirror::skew), half(h, n)};
-        product.terms[1] = {half(h, n), half(k, n, Mirror::skew)};
+        product.terms[0] = {half(h, n), half(k, n, Mirror::skew)};
+        product.terms[1] = {half(k, n, Mirror::skew), half(h, n)};
         product.mirror = Mirror::skew;
         product.half = keeps_half(n);
         return product;
