@@ -7,6 +7,10 @@
 #include <new>
 #include <vector>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 // AddressSanitizer does not know of arrays inside a block unless it is told.
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -24,6 +28,7 @@ public:
     static constexpr size_t alignment = 64;
     static constexpr size_t kept_bytes = size_t(64) << 20;  // more than this is given back
     static constexpr size_t most_bytes = size_t(1) << 60;
+    static constexpr size_t large_page = size_t(2) << 20;
 
     struct Mark {
         size_t block, used;
@@ -72,9 +77,15 @@ public:
         size_t size = total_ > (size_t(1) << 16) ? total_ : size_t(1) << 16;
         if (size > kept_bytes) size = kept_bytes;
         if (size < bytes) size = bytes;
-        size = (size + 4095) / 4096 * 4096;
-        char* data = static_cast<char*>(std::aligned_alloc(4096, size));
+        // Large ones on large pages, if the system has them to spare: a product of large matrices touches
+        // more small ones than the processor keeps the addresses of.
+        const size_t page = size > large_page / 2 ? large_page : size_t(4096);
+        size = (size + page - 1) / page * page;
+        char* data = static_cast<char*>(std::aligned_alloc(page, size));
         if (!data) throw std::bad_alloc();
+#ifdef __linux__
+        if (page == large_page) madvise(data, size, MADV_HUGEPAGE);
+#endif
         blocks_.push_back({data, size, bytes});
         total_ += size;
         current_ = blocks_.size() - 1;
