@@ -220,7 +220,7 @@ KERNELS: dict[str, Callable[[Draw], Arguments]] = {
     "bjorck": lambda draw: [_matrix(draw), 0.5, 5, 1e-3],
     "orthogonalize": lambda draw: [_matrix(draw), 1e-4],
     "largest_use": _axis,
-    "select_instruction_set": lambda draw: [draw.of(("generic", "avx2", "avx512"))],
+    "select_instruction_set": lambda draw: [draw.of(("generic", "avx2", "avx512", "amx"))],
     "cpu_features": lambda draw: [],
     "build_info": lambda draw: [],
 }

@@ -132,17 +132,18 @@ LIPFUSE_DEVICE void damped_inverse(Backend& backend, T* h, double l, int64_t n, 
 // before. A backend that need not write both first overloads this.
 template <class Backend, class T>
 LIPFUSE_DEVICE void first_sylvester_step(Backend& backend, const T* h, const T* c, T start, T fd,
-                                         T fr, T* k, T* previous, int64_t n) {
+                                         T fr, T* k, T* previous, T* spare, int64_t n) {
     backend.axpby(n * n, start, c, T(0), static_cast<const T*>(nullptr), k);
     backend.fill(previous, n * n, T(0));
-    backend.sylvester_step(h, k, c, fd, fr, previous, n);
+    backend.sylvester_step(h, k, c, fd, fr, previous, spare, n);
 }
 
 // *k <- K with HK + KH = C, up to `tolerance`, for a symmetric H with eigenvalues in [l, 1] and a
-// skew-symmetric C. The error falls to 1 / T_j(sigma) after j - 1 products.
+// skew-symmetric C. The error falls to 1 / T_j(sigma) after j - 1 products. spare (n x n) may be
+// overwritten.
 template <class Backend, class T>
 LIPFUSE_DEVICE void solve_by_chebyshev(Backend& backend, const T* h, const T* c, double l,
-                                       double tolerance, int64_t n, T** k, T** previous) {
+                                       double tolerance, int64_t n, T** k, T** previous, T* spare) {
     const double theta = 1 + l, delta = 1 - l;  // h_i + h_j lies in [2l, 2]
     const double sigma = theta / delta;
     double rho = 1 / sigma, reduction = 1 / sigma;
@@ -151,9 +152,9 @@ LIPFUSE_DEVICE void solve_by_chebyshev(Backend& backend, const T* h, const T* c,
         const double next = 1 / (2 * sigma - rho);
         const T fd = T(next * rho), fr = T(2 * next / delta);
         if (first)
-            first_sylvester_step(backend, h, c, T(1 / theta), fd, fr, *k, *previous, n);
+            first_sylvester_step(backend, h, c, T(1 / theta), fd, fr, *k, *previous, spare, n);
         else
-            backend.sylvester_step(h, static_cast<const T*>(*k), c, fd, fr, *previous, n);
+            backend.sylvester_step(h, static_cast<const T*>(*k), c, fd, fr, *previous, spare, n);
         exchange(*k, *previous);
         first = false;
         reduction *= next;
@@ -241,7 +242,7 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
             while (l < polar_rational_below) l = cubic_step(backend, l, n, &c, &h, &k, product);
             unit = 1 / (scale * high);
         }
-        solve_by_chebyshev(backend, h, c, l, tolerance, n, &k, &previous);
+        solve_by_chebyshev(backend, h, c, l, tolerance, n, &k, &previous, product);
         solution = k;
     }
     if (square) {  // (scale Q) K

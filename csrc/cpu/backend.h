@@ -9,6 +9,7 @@
 #include "arena.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "split_product.h"
 
 namespace lipfuse::cpu {
 
@@ -59,8 +60,10 @@ public:
     // Where several threads share a matrix of medium size, symmetric and skew-symmetric ones are kept
     // as their lower halves if an algorithm allows it: what products need of the upper one they find
     // while they pack their operands, and a mirror image in memory would travel from core to core. Small
-    // matrices are not packed, and large ones not twice.
-    bool keeps_half(int64_t n) const { return parallel_.threads > 1 && n > 160 && n <= half_most; }
+    // matrices are not packed, and large ones not twice; to split a half takes longer than a whole.
+    bool keeps_half(int64_t n) const {
+        return parallel_.threads > 1 && n > 160 && n <= half_most && !kernels_.split_product;
+    }
     View<const T> half(const T* data, int64_t n, Mirror mirror = Mirror::symmetric) const {
         return {data, n, n, n, 1, keeps_half(n) ? mirror : Mirror::none};
     }
@@ -95,8 +98,8 @@ public:
     // previous <- k + fd (k - previous) + fr (c - (H K + K H)) for a symmetric h and skew-symmetric
     // k, previous and c, of whose upper halves those of the last two are not read: one step of a
     // three-term iteration.
-    void sylvester_step(const T* h, const T* k, const T* c, T fd, T fr, T* previous, int64_t n) {
-        Product<T> product = of_anticommutator(h, k, n);
+    void sylvester_step(const T* h, const T* k, const T* c, T fd, T fr, T* previous, T* spare,
+                        int64_t n) {
         auto e = epilogue(previous);
         e.acc[0] = -fr;
         e.x[0] = k;
@@ -105,14 +108,12 @@ public:
         e.x1[0] = -fd;
         e.x[2] = c;
         e.x2[0] = fr;
-        product.epilogue = e;
-        compute(product);
+        anticommutator(h, k, n, e, spare);
     }
 
     // The first step, from k = start c and nothing before it: k and previous are only written.
     void first_sylvester_step(const T* h, const T* c, T start, T fd, T fr, T* k, T* previous,
-                              int64_t n) {
-        Product<T> product = of_anticommutator(h, c, n);
+                              T* spare, int64_t n) {
         auto e = epilogue(previous);
         e.outputs = 2;
         e.out[1] = k;
@@ -121,8 +122,7 @@ public:
         e.x0[0] = (1 + fd) * start + fr;
         e.acc[1] = 0;
         e.x0[1] = start;
-        product.epilogue = e;
-        compute(product);
+        anticommutator(h, c, n, e, spare);
     }
     // out = alpha (A B + C D)
     void multiply_both(View<const T> a, View<const T> b, View<const T> c, View<const T> d, T alpha,
@@ -339,19 +339,25 @@ public:
 
 private:
     static constexpr int max_tasks = 64;
-    static constexpr double matvec_work = 6.5e4;
+    static constexpr double product_work = 6e4, matvec_work = 6.5e4;
     static constexpr int64_t half_most = 320;
     static constexpr int64_t own_copy_most = 160 * 1024;  // elements
 
     // HK + KH for a symmetric h and a skew-symmetric k, both kept as half: skew-symmetric again.
-    Product<T> of_anticommutator(const T* h, const T* k, int64_t n) const {
+    void anticommutator(const T* h, const T* k, int64_t n, const Epilogue<T>& e, T* spare) {
         Product<T> product;
         product.count = 2;
         product.terms[0] = {half(h, n), half(k, n, Mirror::skew)};
         product.terms[1] = {half(k, n, Mirror::skew), half(h, n)};
         product.mirror = Mirror::skew;
         product.half = keeps_half(n);
-        return product;
+        product.epilogue = e;
+        const int tasks = task_count(double(n) * double(n) * double(n), product_work);
+        SplitProduct<T> split{kernels_, parallel_, arena_};
+        if (split.pays(product, tasks))
+            split.anticommutator(view(h, n, n), view(k, n, n), e, spare, tasks);
+        else
+            compute(product);
     }
 
     // Matrices that a product has packed as B wants them, once or by every task for itself, and which of
@@ -388,7 +394,9 @@ private:
                       b_panels = panels(n, width), a_panels = panels(m, height);
         const bool mirrored = p.mirror != Mirror::none;
         const double work = double(m) * double(n) * double(depth) * p.count * (mirrored ? 0.5 : 1);
-        const int tasks = task_count(work, 6e4);
+        const int tasks = task_count(work, product_work);
+        SplitProduct<T> split{kernels_, parallel_, arena_};
+        if (split.pays(p, tasks)) return split.compute(p, tasks);
         // A wide result is cut by columns: whoever computes some packs his own panels of B, one at a
         // time, and finds them in his cache.
         const bool by_columns = !mirrored && (n >= 2 * m || a_panels < 2 * tasks);
@@ -616,8 +624,8 @@ Tridiagonal lanczos(Backend<T>& backend, const T* s, int64_t n, int steps) {
 }
 template <class T>
 void first_sylvester_step(Backend<T>& backend, const T* h, const T* c, T start, T fd, T fr, T* k,
-                          T* previous, int64_t n) {
-    backend.first_sylvester_step(h, c, start, fd, fr, k, previous, n);
+                          T* previous, T* spare, int64_t n) {
+    backend.first_sylvester_step(h, c, start, fd, fr, k, previous, spare, n);
 }
 template <class T>
 void multiply_both(Backend<T>& backend, View<const T> a, View<const T> b, View<const T> c,

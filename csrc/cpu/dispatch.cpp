@@ -7,6 +7,12 @@
 
 #include "kernels.h"
 
+#ifdef LIPFUSE_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace lipfuse::cpu {
 
 #define LIPFUSE_DECLARE(set)                                \
@@ -22,6 +28,11 @@ LIPFUSE_DECLARE(generic)
 #ifdef LIPFUSE_X86
 LIPFUSE_DECLARE(avx2)
 LIPFUSE_DECLARE(avx512)
+#endif
+#ifdef LIPFUSE_AMX
+namespace amx {
+extern const Kernels<float> float_kernels;
+}
 #endif
 
 namespace {
@@ -51,7 +62,24 @@ const Entry entries[] = {
     LIPFUSE_ENTRY(avx2),
     LIPFUSE_ENTRY(avx512),
 #endif
+#ifdef LIPFUSE_AMX
+    {"amx", &amx::float_kernels, &avx512::double_kernels, &avx512::float_layer_kernels,
+     &avx512::double_layer_kernels, &avx512::bf16_layer_kernels, &avx512::fp16_layer_kernels},
+#endif
 };
+
+#ifdef LIPFUSE_AMX
+// Tiles of bf16 that the processor has, the system saves, and this process may use from now on.
+bool may_use_tiles() {
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    constexpr unsigned tiles = 1u << 24, of_bf16 = 1u << 22;
+    if (!(d & tiles) || !(d & of_bf16)) return false;
+    constexpr int request_permission = 0x1023, tile_data = 18;  // <asm/prctl.h> of Linux 5.16
+    static const bool permitted = syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+    return permitted;
+}
+#endif
 
 bool has(InstructionSet set) {
     switch (set) {
@@ -63,6 +91,10 @@ bool has(InstructionSet set) {
                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                    __builtin_cpu_supports("avx512bw");
 #endif
+#ifdef LIPFUSE_AMX
+        case InstructionSet::amx:
+            return has(InstructionSet::avx512) && may_use_tiles();
+#endif
         case InstructionSet::generic:
             return true;
         default:
@@ -71,7 +103,7 @@ bool has(InstructionSet set) {
 }
 
 InstructionSet parse(const char* name) {
-    InstructionSet sets[3];
+    InstructionSet sets[instruction_sets];
     const int count = available_instruction_sets(sets);
     std::string allowed;
     for (int i = 0; i < count; ++i) {
@@ -91,7 +123,7 @@ const char* name_of(InstructionSet set) {
     return entries[static_cast<int>(set)].name;
 }
 
-int available_instruction_sets(InstructionSet out[3]) {
+int available_instruction_sets(InstructionSet out[instruction_sets]) {
     int count = 0;
     for (int i = 0; i < int(sizeof entries / sizeof *entries); ++i)
         if (has(static_cast<InstructionSet>(i))) out[count++] = static_cast<InstructionSet>(i);
@@ -101,7 +133,7 @@ int available_instruction_sets(InstructionSet out[3]) {
 InstructionSet selected_instruction_set() {
     int set = current.load(std::memory_order_relaxed);
     if (set < 0) {
-        InstructionSet sets[3];
+        InstructionSet sets[instruction_sets];
         const int count = available_instruction_sets(sets);
         const char* wanted = std::getenv("LIPFUSE_ISA");
         set = static_cast<int>(wanted && *wanted ? parse(wanted) : sets[count - 1]);

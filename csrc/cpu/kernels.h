@@ -64,6 +64,40 @@ struct Product {
     Epilogue<T> epilogue;
 };
 
+// Products on a tile unit go by blocks of 32 x 32, whose operands are split in three: split_product.inl.
+constexpr int64_t block_side = 32, block_parts = 3 * block_side * block_side;
+inline int64_t blocks_of(int64_t n) {
+    return (n + block_side - 1) / block_side;
+}
+
+// Some of the blocks, counted in blocks: rows [row_begin, row_end) and columns [col_begin, col_end), of
+// a mirrored product those that are not above the diagonal. Of the first row those from first_col on,
+// of the last one those before last_col.
+struct Blocks {
+    int64_t row_begin, row_end, col_begin, col_end, first_col = 0, last_col = INT64_MAX;
+    int64_t cols() const { return col_end - col_begin; }
+};
+
+// How a split product goes through them: so much of the inner dimension at once that the operand of at
+// least eight rows fills half of a core's cache, and as many rows as do.
+struct SplitPlan {
+    int64_t depth = 0, chunk, rows;  // in blocks
+
+    template <class T>
+    explicit SplitPlan(const Product<T>& p) {
+        constexpr int64_t cached = (int64_t(1) << 20) / (block_parts * int64_t(sizeof(uint16_t)));
+        for (int t = 0; t < p.count; ++t) depth += blocks_of(p.terms[t].a.cols);
+        const int64_t chunks = (depth * 8 + cached - 1) / cached;
+        chunk = (depth + chunks - 1) / chunks;
+        rows = cached / chunk;
+    }
+    // Elements of scratch for so many columns of blocks: two panels of B, those of A, and sums.
+    int64_t scratch(int64_t cols) const {
+        const int64_t sums = chunk < depth ? rows * cols * block_side * block_side : 0;
+        return (2 + rows) * chunk * block_parts + sums * int64_t(sizeof(float) / sizeof(uint16_t));
+    }
+};
+
 constexpr int64_t invert_most = 32;
 
 template <class T>
@@ -82,6 +116,12 @@ struct Kernels {
     // enough, the mirror image.
     void (*product)(const Product<T>& product, int64_t row_begin, int64_t row_end,
                     int64_t col_begin, int64_t col_end);
+
+    // On a tile unit, or null: some blocks of a product, with the plan's scratch.
+    void (*split_product)(const Product<T>& product, const Blocks& blocks, uint16_t* scratch);
+    // Rows of blocks of P - Pᵀ, P known, through the epilogue of a skew-symmetric product.
+    void (*finish_skew)(const Product<T>& product, const T* known, int64_t row_begin,
+                        int64_t row_end);
 
     double (*dot)(int64_t n, const T* x, const T* y);
     // out = a * x + b * y; y may be null.
@@ -179,7 +219,8 @@ struct LayerKernels {
                              const E* in, Wide* scratch, E* out);
 };
 
-enum class InstructionSet { generic = 0, avx2 = 1, avx512 = 2 };
+enum class InstructionSet { generic = 0, avx2 = 1, avx512 = 2, amx = 3 };
+constexpr int instruction_sets = 4;
 
 template <class T>
 LIPFUSE_EXPORT const Kernels<T>& kernels();  // the set in use
@@ -187,7 +228,7 @@ template <class E>
 LIPFUSE_EXPORT const LayerKernels<E>& layer_kernels();
 
 // Instruction sets that were compiled and that this processor has, best last.
-LIPFUSE_EXPORT int available_instruction_sets(InstructionSet out[3]);
+LIPFUSE_EXPORT int available_instruction_sets(InstructionSet out[instruction_sets]);
 LIPFUSE_EXPORT InstructionSet selected_instruction_set();
 // Throws std::invalid_argument for a name that is unknown or not available here.
 LIPFUSE_EXPORT void select_instruction_set(const char* name);

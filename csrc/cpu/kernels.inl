@@ -12,6 +12,9 @@ namespace lipfuse::cpu::LIPFUSE_ISA {
 #include "simd.inl"
 
 #include "product.inl"
+#ifdef LIPFUSE_TILE_UNIT
+#include "split_product.inl"
+#endif
 #include "vector.inl"
 #include "invert.inl"
 #include "element.inl"
@@ -50,16 +53,28 @@ static constexpr Kernels<T> table() {
     return t;
 }
 
+#ifndef LIPFUSE_TILE_UNIT
 template <class E>
 static constexpr LayerKernels<E> layer_table() {
     return {sort_pairs<E>,       swap_pairs<E>,      max_min<E>,
             max_min_backward<E>, average_pool<E>,    average_pool_backward<E>,
             l2_pool<E>,          l2_pool_backward<E>};
 }
+#endif
 
 extern const Kernels<float> float_kernels;
-extern const Kernels<double> double_kernels;
+#ifdef LIPFUSE_TILE_UNIT
+static constexpr Kernels<float> table_of_tile_unit() {
+    Kernels<float> t = table<float>();
+    t.split_product = split_product;
+    t.finish_skew = finish_skew;
+    return t;
+}
+const Kernels<float> float_kernels = table_of_tile_unit();
+#else
 const Kernels<float> float_kernels = table<float>();
+
+extern const Kernels<double> double_kernels;
 const Kernels<double> double_kernels = table<double>();
 
 extern const LayerKernels<float> float_layer_kernels;
@@ -70,4 +85,5 @@ const LayerKernels<float> float_layer_kernels = layer_table<float>();
 const LayerKernels<double> double_layer_kernels = layer_table<double>();
 const LayerKernels<Bf16> bf16_layer_kernels = layer_table<Bf16>();
 const LayerKernels<Fp16> fp16_layer_kernels = layer_table<Fp16>();
+#endif
 }  // namespace lipfuse::cpu::LIPFUSE_ISA

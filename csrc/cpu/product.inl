@@ -275,11 +275,28 @@ static void mirror(T* a, int64_t n, int64_t stride, int64_t begin, int64_t end, 
         mirror_rows<T, false>(a, n, stride, begin, end);
 }
 
+// What is left to do once all tiles of these rows and columns stand in memory.
+template <class T>
+static void finish_product(const Product<T>& p, int64_t row_begin, int64_t row_end,
+                           int64_t col_begin, int64_t col_end) {
+    const Epilogue<T>& e = p.epilogue;
+    const int64_t n = p.terms[0].b.cols;
+    for (int o = 0; o < e.outputs; ++o) {
+        T* out = e.out[o];
+        if (e.diagonal[o] != T(0))
+            for (int64_t i = most(row_begin, col_begin); i < least(row_end, col_end); ++i)
+                out[i * e.stride + i] += e.diagonal[o];
+        if (p.half) continue;
+        if (p.mirror == Mirror::symmetric)
+            mirror_rows<T, false>(out, n, e.stride, row_begin, row_end);
+        if (p.mirror == Mirror::skew) mirror_rows<T, true>(out, n, e.stride, row_begin, row_end);
+    }
+}
+
 template <class T>
 static void product(const Product<T>& p, int64_t row_begin, int64_t row_end, int64_t col_begin,
                     int64_t col_end) {
     constexpr int R = Tile<T>::rows, V = Tile<T>::vectors, C = Tile<T>::cols, w = Simd<T>::width;
-    const Epilogue<T>& e = p.epilogue;
     const int64_t n = p.terms[0].b.cols;
     const bool half = p.mirror != Mirror::none;
     if (half) col_end = row_end;
@@ -294,14 +311,5 @@ static void product(const Product<T>& p, int64_t row_begin, int64_t row_end, int
                 tile<T, V>(p, at);
         }
     }
-    for (int o = 0; o < e.outputs; ++o) {
-        T* out = e.out[o];
-        if (e.diagonal[o] != T(0))
-            for (int64_t i = most(row_begin, col_begin); i < least(row_end, col_end); ++i)
-                out[i * e.stride + i] += e.diagonal[o];
-        if (p.half) continue;
-        if (p.mirror == Mirror::symmetric)
-            mirror_rows<T, false>(out, n, e.stride, row_begin, row_end);
-        if (p.mirror == Mirror::skew) mirror_rows<T, true>(out, n, e.stride, row_begin, row_end);
-    }
+    finish_product(p, row_begin, row_end, col_begin, col_end);
 }

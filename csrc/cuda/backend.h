@@ -258,17 +258,15 @@ public:
         return reduce<Sum>(total);  // its barrier serves `out` too
     }
     // previous <- k + fd (k - previous) + fr (c - (H K + K H)) for a symmetric h and skew-symmetric k,
-    // previous and c, of which KH = -(HK)ᵀ.
+    // previous and c, of which KH = -(HK)ᵀ. `product` has room for HK.
     LIPFUSE_DEVICE LIPFUSE_NOINLINE void sylvester_step(const T* h, const T* k, const T* c, T fd,
-                                                        T fr, T* previous, int64_t n) {
-        const auto before = mark();
-        T* p = allocate(n * n);
-        multiply(view(h, n, n), view(k, n, n), p, false);
+                                                        T fr, T* previous, T* product, int64_t n) {
+        multiply(view(h, n, n), view(k, n, n), product, false);
         over_pairs(n, [&](int64_t at, int64_t mirror) {
-            previous[at] = k[at] + fd * (k[at] - previous[at]) + fr * (c[at] - (p[at] - p[mirror]));
+            previous[at] = k[at] + fd * (k[at] - previous[at]) +
+                           fr * (c[at] - (product[at] - product[mirror]));
         });
         barrier();
-        release(before);
     }
     // out = alpha (a + aᵀ)
     LIPFUSE_DEVICE LIPFUSE_NOINLINE void symmetrize(const T* a, T alpha, int64_t n, T* out) {

@@ -129,7 +129,7 @@ PYBIND11_MODULE(_kernels, m) {
             {"torch_target", "2.11"}};
     });
     m.def("cpu_features", [] {
-        cpu::InstructionSet sets[3];
+        cpu::InstructionSet sets[cpu::instruction_sets];
         const int count = cpu::available_instruction_sets(sets);
         py::list available;
         for (int i = 0; i < count; ++i) available.append(cpu::name_of(sets[i]));

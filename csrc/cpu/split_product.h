@@ -1,0 +1,91 @@
+// Products on the tile unit: operands are split into their parts, then the result is shared out.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "arena.h"
+#include "kernels.h"
+#include "parallel.h"
+
+namespace lipfuse::cpu {
+
+template <class T>
+class SplitProduct {
+public:
+    SplitProduct(const Kernels<T>& kernels, const Parallel& parallel, Arena& arena)
+        : kernels_(kernels), parallel_(parallel), arena_(arena) {}
+
+    // Smaller ones are not worth splitting.
+    bool pays(const Product<T>& p, int tasks) const {
+        if (!kernels_.split_product) return false;
+        const auto& term = p.terms[0];
+        const double work =
+            double(term.a.rows) * double(term.b.cols) * double(term.a.cols) * p.count;
+        return work * (p.mirror == Mirror::none ? 1 : 0.5) >= least_work * tasks;
+    }
+
+    void compute(Product<T> p, int tasks) {
+        const int64_t rows = blocks_of(p.terms[0].a.rows), cols = blocks_of(p.terms[0].b.cols);
+        const bool mirrored = p.mirror != Mirror::none, by_columns = !mirrored && cols > rows;
+        if (p.epilogue.stride == 0) p.epilogue.stride = p.terms[0].b.cols;
+        const auto mark = arena_.mark();
+        // Each task splits what it needs: to read what another core has split takes longer.
+        const int64_t size = SplitPlan(p).scratch(cols);
+        uint16_t* scratch = arena_.allocate<uint16_t>(tasks * size);
+        parallel_.for_each(tasks, [&](int t) {
+            Blocks some{0, rows, 0, cols};
+            if (by_columns) {
+                some.col_begin = cols * t / tasks;
+                some.col_end = cols * (t + 1) / tasks;
+            } else {
+                const int64_t all = mirrored ? rows * (rows + 1) / 2 : rows * cols;
+                cut(all * t / tasks, mirrored, cols, some.row_begin, some.first_col);
+                cut(all * (t + 1) / tasks, mirrored, cols, some.row_end, some.last_col);
+                if (some.last_col > 0)
+                    ++some.row_end;
+                else
+                    some.last_col = cols;
+            }
+            kernels_.split_product(p, some, scratch + t * size);
+        });
+        arena_.release(mark);
+    }
+
+    // H K + K H = P - Pᵀ with P = H K, for a symmetric h and a skew-symmetric k, through the epilogue: half
+    // the splitting of a product of two terms. `known` has room for P.
+    void anticommutator(const View<const T>& h, const View<const T>& k, const Epilogue<T>& e,
+                        T* known, int tasks) {
+        const int64_t n = h.rows, rows = blocks_of(n);
+        Product<T> p;
+        p.terms[0] = {h, k};
+        p.epilogue.out[0] = known;
+        compute(p, tasks);
+        p.mirror = Mirror::skew;
+        p.epilogue = e;
+        p.epilogue.stride = n;
+        // Rows grow from top to bottom: more pieces than threads, the longest first.
+        const int pieces = tasks > 1 ? int(std::min<int64_t>(rows, 4 * tasks)) : 1;
+        parallel_.for_each(pieces, [&](int t) {
+            kernels_.finish_skew(p, known, rows * (pieces - 1 - t) / pieces,
+                                 rows * (pieces - t) / pieces);
+        });
+    }
+
+private:
+    static constexpr double least_work = 1.5e6;  // of a task
+
+    // Where block number `index` stands, row by row.
+    static void cut(int64_t index, bool mirrored, int64_t cols, int64_t& row, int64_t& col) {
+        row = 0;
+        while (mirrored && (row + 1) * (row + 2) / 2 <= index) ++row;
+        if (!mirrored) row = index / cols;
+        col = index - (mirrored ? row * (row + 1) / 2 : row * cols);
+    }
+
+    const Kernels<T>& kernels_;
+    const Parallel& parallel_;
+    Arena& arena_;
+};
+
+}  // namespace lipfuse::cpu
