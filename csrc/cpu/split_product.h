@@ -39,9 +39,9 @@ public:
                 some.col_begin = cols * t / tasks;
                 some.col_end = cols * (t + 1) / tasks;
             } else {
-                const int64_t all = mirrored ? rows * (rows + 1) / 2 : rows * cols;
-                cut(all * t / tasks, mirrored, cols, some.row_begin, some.first_col);
-                cut(all * (t + 1) / tasks, mirrored, cols, some.row_end, some.last_col);
+                const Work work{mirrored, cols, mirrored && rows >= 12 ? 2 : 0};
+                work.cut(work.above(rows) * t / tasks, some.row_begin, some.first_col);
+                work.cut(work.above(rows) * (t + 1) / tasks, some.row_end, some.last_col);
                 if (some.last_col > 0)
                     ++some.row_end;
                 else
@@ -75,13 +75,22 @@ public:
 private:
     static constexpr double least_work = 1.5e6;  // of a task
 
-    // Where block number `index` stands, row by row.
-    static void cut(int64_t index, bool mirrored, int64_t cols, int64_t& row, int64_t& col) {
-        row = 0;
-        while (mirrored && (row + 1) * (row + 2) / 2 <= index) ++row;
-        if (!mirrored) row = index / cols;
-        col = index - (mirrored ? row * (row + 1) / 2 : row * cols);
-    }
+    // What the first rows of blocks take, in blocks.
+    struct Work {
+        bool mirrored;
+        int64_t cols,
+            splitting;  // where there are many rows, splitting their operand counts as well
+
+        int64_t above(int64_t row) const {
+            return mirrored ? row * (row + 1) / 2 + row * splitting : row * cols;
+        }
+        // The block at which so much is done, row by row.
+        void cut(int64_t work, int64_t& row, int64_t& col) const {
+            row = 0;
+            while (above(row + 1) <= work) ++row;
+            col = std::max<int64_t>(0, work - above(row) - splitting);
+        }
+    };
 
     const Kernels<T>& kernels_;
     const Parallel& parallel_;

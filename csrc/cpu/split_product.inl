@@ -388,8 +388,12 @@ static void split_product(const Product<float>& p, const Blocks& blocks, Part* s
     Part* const a = scratch + 2 * panel_size;
     float* const partial = reinterpret_cast<float*>(a + plan.rows * panel_size);
     Beside beside;
-    for (int64_t begin = blocks.row_begin; begin < blocks.row_end; begin += plan.rows) {
-        const int64_t end = least(blocks.row_end, begin + plan.rows),
+    // Equal pieces: B is split for each of them.
+    const int64_t all_rows = blocks.row_end - blocks.row_begin,
+                  pieces = most(1, (all_rows + plan.rows - 1) / plan.rows),
+                  rows = (all_rows + pieces - 1) / pieces;
+    for (int64_t begin = blocks.row_begin; begin < blocks.row_end; begin += rows) {
+        const int64_t end = least(blocks.row_end, begin + rows),
                       col_end = mirrored ? least(end, blocks.col_end) : blocks.col_end;
         for (int64_t from = 0; from < plan.depth; from += plan.chunk) {
             const int64_t depth = least(plan.chunk, plan.depth - from);
