@@ -102,14 +102,15 @@ bool has(InstructionSet set) {
     }
 }
 
+// Asks for no permission that the chosen set has no use for.
 InstructionSet parse(const char* name) {
+    for (int i = 0; i < int(sizeof entries / sizeof *entries); ++i)
+        if (!std::strcmp(name, entries[i].name) && has(static_cast<InstructionSet>(i)))
+            return static_cast<InstructionSet>(i);
     InstructionSet sets[instruction_sets];
     const int count = available_instruction_sets(sets);
     std::string allowed;
-    for (int i = 0; i < count; ++i) {
-        if (!std::strcmp(name, name_of(sets[i]))) return sets[i];
-        allowed += std::string(i ? ", " : "") + name_of(sets[i]);
-    }
+    for (int i = 0; i < count; ++i) allowed += std::string(i ? ", " : "") + name_of(sets[i]);
     throw std::invalid_argument("lipfuse: instruction set '" + std::string(name) +
                                 "' is not available here; choose from: " + allowed);
 }
@@ -133,10 +134,13 @@ int available_instruction_sets(InstructionSet out[instruction_sets]) {
 InstructionSet selected_instruction_set() {
     int set = current.load(std::memory_order_relaxed);
     if (set < 0) {
-        InstructionSet sets[instruction_sets];
-        const int count = available_instruction_sets(sets);
         const char* wanted = std::getenv("LIPFUSE_ISA");
-        set = static_cast<int>(wanted && *wanted ? parse(wanted) : sets[count - 1]);
+        if (wanted && *wanted) {
+            set = static_cast<int>(parse(wanted));
+        } else {
+            InstructionSet sets[instruction_sets];
+            set = static_cast<int>(sets[available_instruction_sets(sets) - 1]);
+        }
         current.store(set, std::memory_order_relaxed);
     }
     return static_cast<InstructionSet>(set);

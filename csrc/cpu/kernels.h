@@ -30,8 +30,8 @@ struct View {
 
 // What happens to a product's accumulator on its way to memory, while it is still in registers:
 //   out[r] = acc[r] * (A B) + sum over t of factor[t][r] * X[t] + diagonal[r] * I,   r < outputs.
-// Outputs and X are row-major with the same leading dimension. out[0] may be an X itself: every
-// element is read before it is written.
+// Outputs and X are row-major with the same leading dimension, and X are set from the first on. out[0] may
+// be an X itself: every element is read before it is written.
 template <class T>
 struct Epilogue {
     int outputs = 1;
@@ -78,8 +78,8 @@ struct Blocks {
     int64_t cols() const { return col_end - col_begin; }
 };
 
-// How a split product goes through them: so much of the inner dimension at once that the operand of at
-// least eight rows fills half of a core's cache, and as many rows as do.
+// How a split product, which has an inner dimension, goes through them: so much of that at once that the
+// operand of about eight rows fills half of a core's cache, and as many rows as do.
 struct SplitPlan {
     int64_t depth = 0, chunk, rows;  // in blocks
 

@@ -98,6 +98,26 @@ def test_chosen_by_environment(name: str) -> None:
 
 
 @with_tile_unit
+@pytest.mark.parametrize(("name", "asked"), [("avx512", "False"), ("amx", "True")])
+def test_permission_is_asked_for_where_it_is_used(name: str, asked: str) -> None:
+    """Linux lets a process use tiles once it has asked, and then takes larger signal frames."""
+    code = (
+        "import ctypes, numpy\n"
+        "from lipfuse import _kernels\n"
+        "_kernels.matmul(numpy.ones((2, 2), 'f'), numpy.ones((2, 2), 'f'))\n"
+        "permitted = ctypes.c_ulong()\n"
+        "arch_prctl, get_permissions, tile_data = 158, 0x1022, 18\n"
+        "ctypes.CDLL(None).syscall(arch_prctl, get_permissions, ctypes.byref(permitted))\n"
+        "print(bool(permitted.value >> tile_data & 1))\n"
+    )
+    environment = {**os.environ, "LIPFUSE_ISA": name}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == asked
+
+
+@with_tile_unit
 def test_the_best_is_the_default() -> None:
     environment = {k: v for k, v in os.environ.items() if k != "LIPFUSE_ISA"}
     code = "from lipfuse import _kernels as k; print(k.cpu_features()['selected'])"
