@@ -65,8 +65,10 @@ struct Product {
 };
 
 // Products on a tile unit go by blocks of 32 x 32, whose operands are split in three: split_product.inl.
+// What is inline here is so everywhere: no copy of it that was compiled for a wide instruction set may be
+// left to other code.
 constexpr int64_t block_side = 32, block_parts = 3 * block_side * block_side;
-inline int64_t blocks_of(int64_t n) {
+static inline __attribute__((always_inline)) int64_t blocks_of(int64_t n) {
     return (n + block_side - 1) / block_side;
 }
 
@@ -75,7 +77,6 @@ inline int64_t blocks_of(int64_t n) {
 // of the last one those before last_col.
 struct Blocks {
     int64_t row_begin, row_end, col_begin, col_end, first_col = 0, last_col = INT64_MAX;
-    int64_t cols() const { return col_end - col_begin; }
 };
 
 // How a split product, which has an inner dimension, goes through them: so much of that at once that the
@@ -84,7 +85,7 @@ struct SplitPlan {
     int64_t depth = 0, chunk, rows;  // in blocks
 
     template <class T>
-    explicit SplitPlan(const Product<T>& p) {
+    __attribute__((always_inline)) explicit SplitPlan(const Product<T>& p) {
         constexpr int64_t cached = (int64_t(1) << 20) / (block_parts * int64_t(sizeof(uint16_t)));
         for (int t = 0; t < p.count; ++t) depth += blocks_of(p.terms[t].a.cols);
         const int64_t chunks = (depth * 8 + cached - 1) / cached;
@@ -92,7 +93,7 @@ struct SplitPlan {
         rows = cached / chunk;
     }
     // Elements of scratch for so many columns of blocks: two panels of B, those of A, and sums.
-    int64_t scratch(int64_t cols) const {
+    __attribute__((always_inline)) int64_t scratch(int64_t cols) const {
         const int64_t sums = chunk < depth ? rows * cols * block_side * block_side : 0;
         return (2 + rows) * chunk * block_parts + sums * int64_t(sizeof(float) / sizeof(uint16_t));
     }

@@ -78,8 +78,8 @@ private:
     // What the first rows of blocks take, in blocks.
     struct Work {
         bool mirrored;
-        int64_t cols,
-            splitting;  // where there are many rows, splitting their operand counts as well
+        int64_t cols;
+        int64_t splitting;  // of a row's operand, which counts where there are many rows
 
         int64_t above(int64_t row) const {
             return mirrored ? row * (row + 1) / 2 + row * splitting : row * cols;

@@ -18,10 +18,6 @@ using Part = uint16_t;
 constexpr int split_parts = 3, split_side = 16, split_panel = 32, split_depth = 32,
               split_tile = 512;
 
-static inline int64_t split_blocks(int64_t n) {
-    return (n + split_depth - 1) / split_depth;
-}
-
 // Writes rows of tiles: of as many parts each pair (x, y).
 static inline __attribute__((always_inline)) void split_pairs(__m512 x, __m512 y, Part* out) {
     const __m512i round = _mm512_set1_epi32(0x8000), top = _mm512_set1_epi32(int(0xffff0000));
@@ -70,7 +66,7 @@ public:
     PanelSplit(const Product<float>& p, bool as_b, int64_t panel, int64_t from, int64_t most,
                Part* out)
         : product_(&p), as_b_(as_b), vector_(panel * split_panel), out_(out), left_(most) {
-        const int64_t first = split_blocks(p.terms[0].a.cols);
+        const int64_t first = blocks_of(p.terms[0].a.cols);
         term_ = from >= first;
         begin_term((from - (term_ ? first : 0)) * split_depth);
     }
@@ -182,8 +178,8 @@ private:
     // the operand
     int term_ = 0;
     const float* data_ = nullptr;
-    int64_t count_ = 0, depth_ = 0, vector_stride_ = 0,
-            stride_ = 0;  // strides: of a vector, an element
+    int64_t count_ = 0, depth_ = 0;
+    int64_t vector_stride_ = 0, stride_ = 0;  // of a vector's start, of its elements
     bool along_ = false, strided_ = false;
     int64_t between_ = 0, second_ = 0, last_step_ = 0;  // apart: rows, the two of a pair
     // the 32 x 32 elements from k_ on
@@ -369,7 +365,7 @@ static inline void split_block(const Part* a, const Part* b, int64_t depth, Besi
         load_cols(b, 0);
         multiply();
         // After more than five rounds without one, the next store of a tile takes as long as two of
-        // them (measured on Sapphire Rapids and later); not after four.
+        // them, as measured on a Xeon; not after four.
         if (k % 4 == 3) _tile_stored(7, sums, 128);
     }
     _tile_stored(0, sums, 128);
@@ -422,8 +418,9 @@ static void split_product(const Product<float>& p, const Blocks& blocks, Part* s
                                           (beside.a ? steps_of_a : 0) +
                                           (beside.b ? steps_of_b / (bottom - top) : 0);
                     float* const kept =
-                        partial + ((i - begin) * blocks.cols() + j - blocks.col_begin) *
-                                      block_side * block_side;
+                        partial +
+                        ((i - begin) * (blocks.col_end - blocks.col_begin) + j - blocks.col_begin) *
+                            block_side * block_side;
                     split_block(a + (i - begin) * panel_size, b[0], depth, beside, steps,
                                 from > 0 ? kept : nullptr, last ? sums[current] : kept);
                     beside.finish.complete();

@@ -83,18 +83,21 @@ def test_tiny_and_huge_numbers(scale: float) -> None:
     assert ours <= 1.5 * plain
 
 
+def _printed(code: str, instruction_set: str | None) -> str:
+    environment = {k: v for k, v in os.environ.items() if k != "LIPFUSE_ISA"}
+    if instruction_set:
+        environment["LIPFUSE_ISA"] = instruction_set
+    command = [sys.executable, "-c", code]
+    return subprocess.check_output(command, env=environment, text=True).strip()
+
+
 @with_tile_unit
-@pytest.mark.parametrize("name", ["avx512", "amx"])
-def test_chosen_by_environment(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "selected"), [("avx512", "avx512"), ("amx", "amx"), (None, "amx")]
+)
+def test_chosen_by_environment_and_by_default(name: str | None, selected: str) -> None:
     code = "from lipfuse import _kernels as k; print(k.cpu_features()['selected'])"
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "LIPFUSE_ISA": name},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert run.stdout.strip() == name
+    assert _printed(code, name) == selected
 
 
 @with_tile_unit
@@ -110,18 +113,4 @@ def test_permission_is_asked_for_where_it_is_used(name: str, asked: str) -> None
         "ctypes.CDLL(None).syscall(arch_prctl, get_permissions, ctypes.byref(permitted))\n"
         "print(bool(permitted.value >> tile_data & 1))\n"
     )
-    environment = {**os.environ, "LIPFUSE_ISA": name}
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    assert run.stdout.strip() == asked
-
-
-@with_tile_unit
-def test_the_best_is_the_default() -> None:
-    environment = {k: v for k, v in os.environ.items() if k != "LIPFUSE_ISA"}
-    code = "from lipfuse import _kernels as k; print(k.cpu_features()['selected'])"
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    assert run.stdout.strip() == "amx"
+    assert _printed(code, name) == asked
