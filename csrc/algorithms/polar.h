@@ -78,7 +78,7 @@ LIPFUSE_DEVICE LIPFUSE_NOINLINE bool polar_reached(Backend& backend,
     const double floor = polar_floor<typename Backend::Scalar>(n);
     if (residual > std::max(tolerance, floor)) return false;
     const double overshoot = 2 * std::max(std::min(tolerance, polar_overshoot), floor);
-    return residual <= overshoot || ritz_values_below(backend, r, n, 8, 0.8 * overshoot);
+    return residual <= overshoot || ritz_values_below(backend, backend.half(r, n), 8, 0.8 * overshoot);
 }
 
 // The functions apart keep registers free of what only they need.
@@ -94,7 +94,7 @@ LIPFUSE_DEVICE LIPFUSE_NOINLINE const Lift& polar_stage(Backend& backend,
     constexpr double rounding = std::numeric_limits<T>::epsilon();
     const Lift& last = lifts[info.stages];
     Lift& lift = lifts[info.stages + 1];
-    Interval range = spectrum(backend, r, n, n < 256 ? 10 : 16);
+    Interval range = spectrum(backend, backend.half(r, n), n < 256 ? 10 : 16);
     // A start vector in the null space sees nothing; the Frobenius norm bounds what there is.
     if (!(range.high > 0)) range.high = 1 + info.residual;
     range.low = std::max(range.low, 4 * rounding * range.high);
@@ -149,15 +149,18 @@ LIPFUSE_DEVICE LIPFUSE_NOINLINE const Lift& polar_stage(Backend& backend,
 }
 
 // What no eigenvalue of R = QᵀQ - I exceeds: its norm. Where a null space keeps that large, a
-// Cholesky factorisation proves what the polynomials promise.
+// Cholesky factorisation proves what the polynomials promise. R may be made a whole matrix.
 template <class Backend>
 LIPFUSE_DEVICE LIPFUSE_NOINLINE double polar_excess(Backend& backend,
-                                                    const typename Backend::Scalar* r, int64_t n,
+                                                    typename Backend::Scalar* r, int64_t n,
                                                     double residual) {
-    if (residual > 1e-2)
-        for (double x = 4 * polar_floor<typename Backend::Scalar>(n); x < residual;
+    using T = typename Backend::Scalar;
+    if (residual > 1e-2) {
+        backend.complete(r, n);
+        for (double x = 4 * polar_floor<T>(n); x < residual;
              x = std::max(4 * x, 1e-5))
-            if (lies_below(backend, r, n, x)) return x;
+            if (lies_below(backend, static_cast<const T*>(r), n, x)) return x;
+    }
     return residual;
 }
 
@@ -220,16 +223,17 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
             backend.combine(T(f.c / lift.high), r, n, T(1 + f.c / lift.high), p);
             backend.complete(p, n);
             backend.invert(p, n, n);
+            backend.keep_half(p, n);
             backend.combine(T(f.lift / root), p, n, T(f.b / f.c / root), p);
         }
         if (inverse_root) {
             if (info.stages == 0) {
-                backend.axpby(n * n, T(unit), p, T(0), none, inverse_root);
+                backend.axpby(backend.size_of_half(n), T(unit), p, T(0), none, inverse_root);
             } else {
                 if (!spare) spare = backend.allocate(n * n);
                 backend.multiply_half(backend.half(inverse_root, n), backend.half(p, n),
                                       backend.epilogue(spare));
-                backend.axpby(n * n, T(1), spare, T(0), none, inverse_root);
+                backend.axpby(backend.size_of_half(n), T(1), spare, T(0), none, inverse_root);
             }
         }
         auto stage = backend.mark();
@@ -271,7 +275,7 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
     } else if (inverse_root) {
         backend.complete(inverse_root, n);
     }
-    const double excess = polar_excess(backend, static_cast<const T*>(r), n, info.residual);
+    const double excess = polar_excess(backend, r, n, info.residual);
     info.bound = std::sqrt(1 + excess + 2 * rounding * std::sqrt(double(n)));
     // Reached: singular values exceed 1 by no more than the goal allows. Else divide by the bound.
     const double divisor = info.residual <= std::max(tolerance, polar_floor<T>(n)) ? 1 : info.bound;

@@ -221,6 +221,7 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
             // eigenvalues lie in [l, 1] as well, and C <- HCH.
             if constexpr (Backend::inverts) {
                 backend.axpby(n * n, T(cut), inverse_root, T(0), none, h);
+                backend.keep_half(h, n);
                 backend.multiply(backend.half(h, n), backend.half(c, n, Mirror::skew), k, false);
                 backend.multiply_half(backend.view(k, n, n), backend.half(h, n),
                                       backend.epilogue(c), Mirror::skew);
@@ -230,7 +231,8 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
             auto e = backend.epilogue(h);
             e.acc[0] = T(1 / (scale * high));
             side.cross_half(q, w, e);  // H / high
-            if (l < polar_rational_below) {
+            const bool wide = l < polar_rational_below;
+            if (wide) {
                 backend.complete(h, n);
                 backend.complete(c, n, Mirror::skew);
             }
@@ -240,6 +242,10 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
                         l = rational_step(backend, l, 0.1 * tolerance, n, &c, &h, &k);
             }
             while (l < polar_rational_below) l = cubic_step(backend, l, n, &c, &h, &k, product);
+            if (wide) {
+                backend.keep_half(h, n);
+                backend.keep_half(c, n);
+            }
             unit = 1 / (scale * high);
         }
         solve_by_chebyshev(backend, h, c, l, tolerance, n, &k, &previous, product);

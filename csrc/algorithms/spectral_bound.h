@@ -21,7 +21,7 @@ LIPFUSE_DEVICE double proven_bound(Backend& backend, const typename Backend::Sca
     using T = typename Backend::Scalar;
     if (n == 0) return 0;
     const double rounding = 2 * double(std::numeric_limits<T>::epsilon()) * std::sqrt(double(n));
-    const double estimate = largest_ritz_value(backend, s, n, 24);
+    const double estimate = largest_ritz_value(backend, backend.view(s, n, n), 24);
     if (!(estimate > 0) || !std::isfinite(estimate)) return estimate;
     for (double slack = 2e-6; slack < 2e-3; slack *= 4)
         if (lies_below(backend, s, n, estimate * (1 + slack)))

@@ -73,11 +73,11 @@ LIPFUSE_DEVICE double ritz_value(Backend&, const Tridiagonal& t, int index, doub
     return t.eigenvalue(index, accuracy);
 }
 
-// Lanczos's process from a fixed start vector: deterministic.
-template <class Backend>
-LIPFUSE_DEVICE Tridiagonal lanczos(Backend& backend, const typename Backend::Scalar* s, int64_t n,
-                                   int steps) {
+// Lanczos's process for a view of S, from a fixed start vector: deterministic.
+template <class Backend, class View>
+LIPFUSE_DEVICE Tridiagonal lanczos(Backend& backend, const View& s, int steps) {
     using T = typename Backend::Scalar;
+    const int64_t n = s.rows;
     Tridiagonal t;
     steps = static_cast<int>(std::min<int64_t>({n, steps, Tridiagonal::most}));
     auto mark = backend.mark();
@@ -89,7 +89,7 @@ LIPFUSE_DEVICE Tridiagonal lanczos(Backend& backend, const typename Backend::Sca
     double beta = 0;
     while (t.size < steps) {
         const int k = t.size++;
-        backend.symmetric_matvec(s, n, v, w);
+        backend.symmetric_matvec(s, v, w);
         backend.lanczos_step(n, v, previous, beta, w, &t.diagonal[k], &beta);
         t.beside[k] = beta;
         if (!(beta > 1e-6 * std::fabs(t.diagonal[k]))) break;
@@ -101,28 +101,25 @@ LIPFUSE_DEVICE Tridiagonal lanczos(Backend& backend, const typename Backend::Sca
 }
 
 // An estimate from below of the largest eigenvalue.
-template <class Backend>
-LIPFUSE_DEVICE double largest_ritz_value(Backend& backend, const typename Backend::Scalar* s,
-                                         int64_t n, int steps) {
-    const Tridiagonal t = lanczos(backend, s, n, steps);
+template <class Backend, class View>
+LIPFUSE_DEVICE double largest_ritz_value(Backend& backend, const View& s, int steps) {
+    const Tridiagonal t = lanczos(backend, s, steps);
     return ritz_value(backend, t, t.size - 1, 1e-7);
 }
 
 // Whether that estimate is below x: one of Sturm's counts.
-template <class Backend>
-LIPFUSE_DEVICE bool ritz_values_below(Backend& backend, const typename Backend::Scalar* s,
-                                      int64_t n, int steps, double x) {
-    const Tridiagonal t = lanczos(backend, s, n, steps);
+template <class Backend, class View>
+LIPFUSE_DEVICE bool ritz_values_below(Backend& backend, const View& s, int steps, double x) {
+    const Tridiagonal t = lanczos(backend, s, steps);
     return spectrum_detail::count_below(t.diagonal, t.beside, t.size, x) == t.size;
 }
 
 // Both ends of the spectrum of R + I, widened by what so few steps may miss. An estimate, not a
 // bound: callers check what they built on it.
-template <class Backend>
-LIPFUSE_DEVICE Interval spectrum(Backend& backend, const typename Backend::Scalar* r, int64_t n,
-                                 int steps) {
-    const Tridiagonal t = lanczos(backend, r, n, steps);
-    const bool complete = t.size == n;
+template <class Backend, class View>
+LIPFUSE_DEVICE Interval spectrum(Backend& backend, const View& r, int steps) {
+    const Tridiagonal t = lanczos(backend, r, steps);
+    const bool complete = t.size == r.rows;
     const double accuracy = complete ? 1e-7 : 1e-3;
     const double first = 1 + ritz_value(backend, t, 0, accuracy),
                  last = 1 + ritz_value(backend, t, t.size - 1, accuracy);

@@ -57,32 +57,63 @@ public:
         compute(product);
     }
 
-    // Where several threads share a matrix of medium size, symmetric and skew-symmetric ones are kept
-    // as their lower halves if an algorithm allows it: what products need of the upper one they find
-    // while they pack their operands, and a mirror image in memory would travel from core to core. Small
-    // matrices are not packed, and large ones not twice; to split a half takes longer than a whole.
+    // Symmetric and skew-symmetric matrices are kept as their lower halves if an algorithm allows it.
+    // For products on a tile unit that is done in blocks: half of the memory, in one piece each. Else
+    // where several threads share a matrix of medium size: what products need of the upper half they
+    // find while they pack their operands, and a mirror image in memory would travel from core to
+    // core. Small matrices are not packed, and large ones not twice.
+    bool keeps_blocks(int64_t n) const {
+        if (n % block_side != 0) return false;
+        const double work = 0.5 * double(n) * double(n) * double(n);
+        return split().pays(work, task_count(work, product_work));
+    }
     bool keeps_half(int64_t n) const {
-        return parallel_.threads > 1 && n > 160 && n <= half_most && !kernels_.split_product;
+        if (kernels_.split_product) return keeps_blocks(n);
+        return parallel_.threads > 1 && n > 160 && n <= half_most;
     }
     View<const T> half(const T* data, int64_t n, Mirror mirror = Mirror::symmetric) const {
-        return {data, n, n, n, 1, keeps_half(n) ? mirror : Mirror::none};
+        return {data, n, n, n, 1, keeps_half(n) ? mirror : Mirror::none, layout(n)};
     }
+    // How many elements that takes, of the n² there is room for.
+    int64_t size_of_half(int64_t n) const { return keeps_blocks(n) ? n * (n + block_side) / 2 : n * n; }
     void multiply_half(View<const T> a, View<const T> b, const Epilogue<T>& e,
                        Mirror mirror = Mirror::symmetric) {
         Product<T> product;
         product.terms[0] = {a, b};
         product.mirror = mirror;
         product.half = keeps_half(a.rows);
+        product.layout = layout(a.rows);
         product.epilogue = e;
         compute(product);
     }
-    // Writes the upper half of such a matrix.
+    // Makes such a matrix a whole one, row by row.
     void complete(T* x, int64_t n, Mirror mirror = Mirror::symmetric) {
         if (!keeps_half(n)) return;
-        over_triangle(n, task_count(double(n) * double(n), 2e4),
-                      [&](int, int64_t begin, int64_t end) {
-                          kernels_.mirror(x, n, n, begin, end, mirror == Mirror::skew);
-                      });
+        const int tasks = task_count(double(n) * double(n), 2e4);
+        if (!keeps_blocks(n)) {
+            over_triangle(n, tasks, [&](int, int64_t begin, int64_t end) {
+                kernels_.mirror(x, n, n, begin, end, mirror == Mirror::skew);
+            });
+            return;
+        }
+        const auto mark = arena_.mark();
+        T* copy = allocate(size_of_half(n));
+        axpby(size_of_half(n), T(1), x, T(0), nullptr, copy);
+        over_blocks(n, tasks, [&](int64_t begin, int64_t end) {
+            kernels_.unpack_blocks(half(copy, n, mirror), begin, end, x);
+        });
+        arena_.release(mark);
+    }
+    // The opposite: whoever has written a whole one wants it kept as half.
+    void keep_half(T* x, int64_t n) {
+        if (!keeps_blocks(n)) return;
+        const auto mark = arena_.mark();
+        T* blocks = allocate(size_of_half(n));
+        over_blocks(n, task_count(double(n) * double(n), 2e4), [&](int64_t begin, int64_t end) {
+            kernels_.pack_blocks(x, n, begin, end, blocks);
+        });
+        axpby(size_of_half(n), T(1), blocks, T(0), nullptr, x);
+        arena_.release(mark);
     }
     // The sum of its squares, both halves counted.
     double square_of_half(const T* x, int64_t n) {
@@ -90,7 +121,7 @@ public:
         double partial[max_tasks];
         const int tasks = over_rows_of_half(
             n, task_count(double(n) * double(n), 2e4), [&](int t, int64_t begin, int64_t end) {
-                partial[t] = kernels_.square_of_half(x, n, begin, end);
+                partial[t] = kernels_.square_of_half(half(x, n), begin, end);
             });
         return sum(partial, tasks);
     }
@@ -172,12 +203,13 @@ public:
     }
 
     // y = A x for a symmetric A
-    void symmetric_matvec(const T* a, int64_t n, const T* x, T* y) {
+    void symmetric_matvec(const View<const T>& a, const T* x, T* y) {
+        const int64_t n = a.rows;
         const int tasks = task_count(double(n) * double(n), matvec_work);
-        if (!keeps_half(n)) {
+        if (a.half == Mirror::none) {
             const int64_t blocks = panels(n, 64);
             parallel_.for_each(tasks, [&](int t) {
-                kernels_.symmetric_matvec(a, n, x, std::min(n, part(blocks, t, tasks) * 64),
+                kernels_.symmetric_matvec(a.data, n, x, std::min(n, part(blocks, t, tasks) * 64),
                                           std::min(n, part(blocks, t + 1, tasks) * 64), y);
             });
             return;
@@ -188,7 +220,7 @@ public:
         over_rows_of_half(n, tasks, [&](int t, int64_t begin, int64_t end) {
             T* to = t == tasks - 1 ? y : partial + t * n;
             std::fill(to, to + begin, T(0));
-            kernels_.symmetric_matvec_of_half(a, n, x, begin, end, to);
+            kernels_.symmetric_matvec_of_half(a, x, begin, end, to);
         });
         for (int t = 0; t < tasks - 1; ++t)
             kernels_.axpby(row_of_half(n, t + 1, tasks), T(1), partial + t * n, T(1), y, y);
@@ -196,14 +228,15 @@ public:
     }
 
     // Lanczos's process for as long as one thread is enough for a product with A.
-    bool lanczos(const T* a, int64_t n, int steps, Tridiagonal& t) {
+    bool lanczos(const View<const T>& a, int steps, Tridiagonal& t) {
+        const int64_t n = a.rows;
         if (task_count(double(n) * double(n), matvec_work) > 1) return false;
         const auto mark = arena_.mark();
         T* v = allocate(3 * n);
         fill_start_vector(v, n);
         fill(v + n, n, T(0));
-        t.size = kernels_.lanczos(a, n, int(std::min<int64_t>({n, steps, Tridiagonal::most})), v,
-                                  v + n, v + 2 * n, t.diagonal, t.beside);
+        t.size = kernels_.lanczos(a, int(std::min<int64_t>({n, steps, Tridiagonal::most})), v, v + n,
+                                  v + 2 * n, t.diagonal, t.beside);
         arena_.release(mark);
         return true;
     }
@@ -272,10 +305,11 @@ public:
         });
     }
 
-    // out = a X + d I
+    // out = a X + d I for matrices that are kept as half
     void combine(T a, const T* x, int64_t n, T d, T* out) {
-        axpby(n * n, a, x, T(0), nullptr, out);
-        add_diagonal(out, n, d);
+        axpby(size_of_half(n), a, x, T(0), nullptr, out);
+        for (int64_t i = 0; i < n; ++i)
+            out[lower_corner(half(out, n), i, i) - static_cast<const T*>(out)] += d;
     }
 
     void add_diagonal(T* x, int64_t n, T d) {
@@ -300,8 +334,9 @@ public:
 
     // out = a - aᵀ, one that is kept as half; returns the sum of squares.
     double skew(const T* a, int64_t n, T* out) {
+        const auto kept = half(out, n, Mirror::skew);
         return over_lower_half(n, [&](int64_t begin, int64_t end) {
-            return kernels_.skew(a, n, begin, end, keeps_half(n), out);
+            return kernels_.skew(a, begin, end, View<T>{out, n, n, n, 1, kept.half, kept.layout});
         });
     }
 
@@ -352,12 +387,24 @@ private:
         product.mirror = Mirror::skew;
         product.half = keeps_half(n);
         product.epilogue = e;
-        const int tasks = task_count(double(n) * double(n) * double(n), product_work);
-        SplitProduct<T> split{kernels_, parallel_, arena_};
-        if (split.pays(product, tasks))
-            split.anticommutator(view(h, n, n), view(k, n, n), e, spare, tasks);
+        const double work = double(n) * double(n) * double(n);
+        const int tasks = task_count(work, product_work);
+        if (split().pays(work, tasks))
+            split().anticommutator(half(h, n), half(k, n, Mirror::skew), e, spare, tasks);
         else
             compute(product);
+    }
+
+    SplitProduct<T> split() const { return {kernels_, parallel_, arena_}; }
+    Layout layout(int64_t n) const { return keeps_blocks(n) ? Layout::lower_blocks : Layout::rows; }
+    // Rows of blocks, the longest first.
+    template <class F>
+    void over_blocks(int64_t n, int threads, F f) {
+        const int64_t blocks = blocks_of(n);
+        const int tasks = threads > 1 ? int(std::min<int64_t>(blocks, max_tasks)) : 1;
+        parallel_.for_each(tasks, [&](int t) {
+            f(part(blocks, tasks - 1 - t, tasks), part(blocks, tasks - t, tasks));
+        });
     }
 
     // Matrices that a product has packed as B wants them, once or by every task for itself, and which of
@@ -395,8 +442,10 @@ private:
         const bool mirrored = p.mirror != Mirror::none;
         const double work = double(m) * double(n) * double(depth) * p.count * (mirrored ? 0.5 : 1);
         const int tasks = task_count(work, product_work);
-        SplitProduct<T> split{kernels_, parallel_, arena_};
-        if (split.pays(p, tasks)) return split.compute(p, tasks);
+        const bool in_blocks = p.layout != Layout::rows ||
+                               p.terms[0].a.layout != Layout::rows ||
+                               p.terms[0].b.layout != Layout::rows;
+        if (in_blocks || split().pays(work, tasks)) return split().compute(p, tasks);
         // A wide result is cut by columns: whoever computes some packs his own panels of B, one at a
         // time, and finds them in his cache.
         const bool by_columns = !mirrored && (n >= 2 * m || a_panels < 2 * tasks);
@@ -567,7 +616,9 @@ private:
     // Where a task's rows of a lower half begin: all have about as many elements, and always the same
     // rows, which a thread then finds where it left them. Whole tiles, and whole vectors.
     int64_t row_of_half(int64_t n, int t, int tasks) const {
-        const int64_t step = std::lcm(int64_t(kernels_.tile_rows), int64_t(kernels_.lanes));
+        const int64_t step =
+            keeps_blocks(n) ? block_side
+                            : std::lcm(int64_t(kernels_.tile_rows), int64_t(kernels_.lanes));
         if (t == tasks) return n;
         const double share = std::sqrt(double(t) / double(tasks));
         return std::min(n, int64_t(share * double(n) / double(step) + 0.5) * step);
@@ -617,10 +668,10 @@ private:
 
 // What algorithms put together from smaller steps elsewhere.
 template <class T>
-Tridiagonal lanczos(Backend<T>& backend, const T* s, int64_t n, int steps) {
+Tridiagonal lanczos(Backend<T>& backend, const View<const T>& s, int steps) {
     Tridiagonal t;
-    if (backend.lanczos(s, n, steps, t)) return t;
-    return lipfuse::lanczos<Backend<T>>(backend, s, n, steps);
+    if (backend.lanczos(s, steps, t)) return t;
+    return lipfuse::lanczos<Backend<T>>(backend, s, steps);
 }
 template <class T>
 void first_sylvester_step(Backend<T>& backend, const T* h, const T* c, T start, T fd, T fr, T* k,

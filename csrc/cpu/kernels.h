@@ -11,22 +11,60 @@
 
 namespace lipfuse::cpu {
 
+// Products on a tile unit go by blocks of 32 x 32: split_product.inl. What is inline here is so
+// everywhere: no copy of it that was compiled for a wide instruction set may be left to other code.
+constexpr int64_t block_side = 32, block_size = block_side * block_side;
+static inline __attribute__((always_inline)) int64_t blocks_of(int64_t n) {
+    return (n + block_side - 1) / block_side;
+}
+
+// Row by row, or in blocks, each row by row and without a gap to the next in its row of blocks: those
+// of the lower half, or all of them. What is in blocks consists of whole ones.
+enum class Layout { rows, lower_blocks, all_blocks };
+
+// Where the block begins that has (i, j) in its corner, in a matrix of rows `stride` apart.
+static inline __attribute__((always_inline)) int64_t block_begin(Layout layout, int64_t i,
+                                                                 int64_t j, int64_t stride) {
+    if (layout == Layout::rows) return i * stride + j;
+    const int64_t row = i / block_side, col = j / block_side,
+                  before = layout == Layout::all_blocks ? row * blocks_of(stride)
+                                                        : row * (row + 1) / 2;
+    return (before + col) * block_size;
+}
+
 // A matrix in memory: element (i, j) stands at data[i * row_stride + j * col_stride]. Of one that is
-// `half` only the lower half is there, row-major, with whole blocks of a vector's width on the diagonal; the
-// rest of the upper one is its mirror image.
+// `half` only the lower half is there, row-major, with whole blocks of a vector's width on the diagonal, or
+// in blocks; the rest of the upper one is its mirror image.
 template <class T>
 struct View {
     T* data;
     int64_t rows, cols, row_stride, col_stride;
     Mirror half = Mirror::none;
+    Layout layout = Layout::rows;
 
     // Of a half that is skew there is none.
     View transposed() const {
         if (half != Mirror::none) return *this;
         return {data, cols, rows, col_stride, row_stride};
     }
-    operator View<const T>() const { return {data, rows, cols, row_stride, col_stride, half}; }
+    operator View<const T>() const {
+        return {data, rows, cols, row_stride, col_stride, half, layout};
+    }
 };
+
+// An element of the lower half, in the corner of some that stand in one block.
+template <class T>
+static inline __attribute__((always_inline)) T* lower_corner(const View<T>& a, int64_t i,
+                                                             int64_t j) {
+    if (a.layout == Layout::rows) return a.data + i * a.row_stride + j;
+    return a.data + block_begin(a.layout, i, j, a.row_stride) + i % block_side * block_side +
+           j % block_side;
+}
+// How far apart rows are in a block.
+template <class T>
+static inline __attribute__((always_inline)) int64_t block_stride(const View<T>& a) {
+    return a.layout == Layout::rows ? a.row_stride : block_side;
+}
 
 // What happens to a product's accumulator on its way to memory, while it is still in registers:
 //   out[r] = acc[r] * (A B) + sum over t of factor[t][r] * X[t] + diagonal[r] * I,   r < outputs.
@@ -61,16 +99,11 @@ struct Product {
     int count = 1;
     Mirror mirror = Mirror::none;
     bool half = false;  // of a mirrored product: what stands above the diagonal may be anything
+    Layout layout = Layout::rows;  // of the outputs and of X
     Epilogue<T> epilogue;
 };
 
-// Products on a tile unit go by blocks of 32 x 32, whose operands are split in three: split_product.inl.
-// What is inline here is so everywhere: no copy of it that was compiled for a wide instruction set may be
-// left to other code.
-constexpr int64_t block_side = 32, block_parts = 3 * block_side * block_side;
-static inline __attribute__((always_inline)) int64_t blocks_of(int64_t n) {
-    return (n + block_side - 1) / block_side;
-}
+constexpr int64_t block_parts = 3 * block_size;  // operands are split in three
 
 // Some of the blocks, counted in blocks: rows [row_begin, row_end) and columns [col_begin, col_end), of
 // a mirrored product those that are not above the diagonal. Of the first row those from first_col on,
@@ -121,7 +154,7 @@ struct Kernels {
     // On a tile unit, or null: some blocks of a product, with the plan's scratch.
     void (*split_product)(const Product<T>& product, const Blocks& blocks, uint16_t* scratch);
     // Rows of blocks of P - Pᵀ, P known, through the epilogue of a skew-symmetric product.
-    void (*finish_skew)(const Product<T>& product, const T* known, int64_t row_begin,
+    void (*finish_skew)(const Product<T>& product, const View<const T>& known, int64_t row_begin,
                         int64_t row_end);
 
     double (*dot)(int64_t n, const T* x, const T* y);
@@ -133,10 +166,15 @@ struct Kernels {
     void (*symmetric_matvec)(const T* a, int64_t n, const T* x, int64_t begin, int64_t end, T* y);
     // What rows [begin, end) of the lower half of A add to y = A x: to the elements before them, and
     // the elements of these rows, which are only written.
-    void (*symmetric_matvec_of_half)(const T* a, int64_t n, const T* x, int64_t begin, int64_t end,
+    void (*symmetric_matvec_of_half)(const View<const T>& a, const T* x, int64_t begin, int64_t end,
                                      T* y);
-    // The squares of rows [begin, end) of a lower half and of their mirror image.
-    double (*square_of_half)(const T* a, int64_t n, int64_t begin, int64_t end);
+    // The squares of rows [begin, end) of a lower half and of their mirror image; in blocks, of whole
+    // rows of those.
+    double (*square_of_half)(const View<const T>& a, int64_t begin, int64_t end);
+    // Rows of blocks [begin, end) of a lower half in blocks: from a matrix that is whole, and the other
+    // way round.
+    void (*pack_blocks)(const T* a, int64_t n, int64_t begin, int64_t end, T* out);
+    void (*unpack_blocks)(const View<const T>& a, int64_t begin, int64_t end, T* out);
     // The upper half of the rows [begin, end) of the lower one, with the opposite sign for skew.
     void (*mirror)(T* a, int64_t n, int64_t stride, int64_t begin, int64_t end, bool skew);
     // next <- next - <next, v> v - beta previous; *alpha = <next, v>, *length = ‖next‖
@@ -144,7 +182,7 @@ struct Kernels {
                          double* alpha, double* length);
     // At most `steps` steps of Lanczos's process from v, previous being zero: the tridiagonal matrix
     // it finds, and its size. All three vectors are overwritten.
-    int (*lanczos)(const T* a, int64_t n, int steps, T* v, T* previous, T* next, double* diagonal,
+    int (*lanczos)(const View<const T>& a, int steps, T* v, T* previous, T* next, double* diagonal,
                    double* beside);
     // One sweep over the rows r of a (row-major, `stride` apart): t[r] = <a_r, v> and
     // s += t[r] * a_r while the row is in cache. s (length cols) must be set by the caller.
@@ -159,9 +197,9 @@ struct Kernels {
     // out(j, i) = in(i, j) for rows x cols elements of in
     void (*transpose)(const T* in, int64_t in_stride, T* out, int64_t out_stride, int64_t rows,
                       int64_t cols);
-    // Rows of the lower half: out <- a - aᵀ, and unless half of it is enough its mirror image; returns
+    // Rows of the lower half: out <- a - aᵀ, and unless it is kept as half its mirror image; returns
     // the sum of squares of both.
-    double (*skew)(const T* a, int64_t n, int64_t row_begin, int64_t row_end, bool half, T* out);
+    double (*skew)(const T* a, int64_t row_begin, int64_t row_end, const View<T>& out);
     // Rows of the lower half: out <- alpha (a + aᵀ) and its mirror image.
     void (*symmetrize)(const T* a, T alpha, int64_t n, int64_t row_begin, int64_t row_end, T* out);
     // Rows of out (row-major) copied from any strided view.

@@ -37,6 +37,8 @@ static constexpr Kernels<T> table() {
     t.symmetric_matvec = symmetric_matvec<T>;
     t.symmetric_matvec_of_half = symmetric_matvec_of_half<T>;
     t.square_of_half = square_of_half<T>;
+    t.pack_blocks = pack_blocks<T>;
+    t.unpack_blocks = unpack_blocks<T>;
     t.mirror = mirror<T>;
     t.lanczos_step = lanczos_step<T>;
     t.lanczos = lanczos<T>;

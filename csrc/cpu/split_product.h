@@ -16,13 +16,9 @@ public:
     SplitProduct(const Kernels<T>& kernels, const Parallel& parallel, Arena& arena)
         : kernels_(kernels), parallel_(parallel), arena_(arena) {}
 
-    // Smaller ones are not worth splitting.
-    bool pays(const Product<T>& p, int tasks) const {
-        if (!kernels_.split_product) return false;
-        const auto& term = p.terms[0];
-        const double work =
-            double(term.a.rows) * double(term.b.cols) * double(term.a.cols) * p.count;
-        return work * (p.mirror == Mirror::none ? 1 : 0.5) >= least_work * tasks;
+    // Smaller ones are not worth splitting. `work`: multiplications.
+    bool pays(double work, int tasks) const {
+        return kernels_.split_product && work >= least_work * tasks;
     }
 
     void compute(Product<T> p, int tasks) {
@@ -59,15 +55,18 @@ public:
         const int64_t n = h.rows, rows = blocks_of(n);
         Product<T> p;
         p.terms[0] = {h, k};
+        p.layout = h.layout == Layout::rows ? Layout::rows : Layout::all_blocks;
         p.epilogue.out[0] = known;
         compute(p, tasks);
+        const View<const T> whole{known, n, n, n, 1, Mirror::none, p.layout};
         p.mirror = Mirror::skew;
+        p.layout = h.layout;
         p.epilogue = e;
         p.epilogue.stride = n;
         // Rows grow from top to bottom: more pieces than threads, the longest first.
         const int pieces = tasks > 1 ? int(std::min<int64_t>(rows, 4 * tasks)) : 1;
         parallel_.for_each(pieces, [&](int t) {
-            kernels_.finish_skew(p, known, rows * (pieces - 1 - t) / pieces,
+            kernels_.finish_skew(p, whole, rows * (pieces - 1 - t) / pieces,
                                  rows * (pieces - t) / pieces);
         });
     }

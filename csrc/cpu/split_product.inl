@@ -43,150 +43,141 @@ static inline __mmask16 split_mask(int64_t count) {
     return count >= 16 ? 0xffff : count <= 0 ? 0 : __mmask16((1u << count) - 1);
 }
 
-// A tile of A becomes one of B and the other way round.
-static inline void turn_tile(Part* at) {
-    float* tile = reinterpret_cast<float*>(at);
-    Vec<float> r[16];
-#pragma GCC unroll 16
-    for (int l = 0; l < 16; ++l) r[l] = load(tile + l * 16);
-    transpose<float>(r);
-#pragma GCC unroll 16
-    for (int l = 0; l < 16; ++l) store(tile + l * 16, r[l]);
-}
-
-// The splitting of a panel, in steps of about a hundred instructions. Seen as `count_` vectors of `depth_`
-// elements: rows of A or columns of B. 32 of each at a time:
-//   - where vectors are contiguous rows of tiles of A are found in memory, 32 elements of a vector;
-//   - where their elements stand side by side rows of tiles of B are, two elements of 16 vectors;
-//   - tiles that are not the wanted ones are turned afterwards.
+// The splitting of a panel, in steps of about a hundred instructions: of rows of A or columns of B, 32 of
+// the inner dimension at a time. Rows of tiles of A are found in rows of the operand, and those of tiles
+// of B in two of its rows. Blocks that are not there row by row, whole, are brought into that form first.
 class PanelSplit {
 public:
     PanelSplit() = default;
-    // Of the inner dimensions of all terms, counted in 32s, `most` from `from` on.
+    // Of the inner dimensions of all terms, counted in 32s, `most` from `from` on. `brought` has room
+    // for a block.
     PanelSplit(const Product<float>& p, bool as_b, int64_t panel, int64_t from, int64_t most,
-               Part* out)
-        : product_(&p), as_b_(as_b), vector_(panel * split_panel), out_(out), left_(most) {
+               Part* out, float* brought)
+        : product_(&p), as_b_(as_b), panel_(panel), out_(out), brought_(brought), left_(most) {
         const int64_t first = blocks_of(p.terms[0].a.cols);
         term_ = from >= first;
-        begin_term((from - (term_ ? first : 0)) * split_depth);
+        depth_ = from - (term_ ? first : 0);
+        begin_block();
     }
     explicit operator bool() const { return left_ > 0; }  // something is left to do
 
-    // How many there are in `most` 32s, if all terms are alike.
-    static int64_t steps(const Product<float>& p, bool as_b, int64_t most) {
-        const View<const float>& x = as_b ? p.terms[0].b : p.terms[0].a;
-        const bool along = (as_b ? x.row_stride : x.col_stride) == 1;
-        return most * (row_steps + (along == as_b ? split_parts * 2 : 0));
+    // How many there are, about.
+    int64_t steps() const {
+        if (left_ == 0) return 0;
+        const View<const float>& x = operand();
+        int64_t bring = x.col_stride == 1 ? 0 : left_;
+        if (x.layout != Layout::rows)
+            bring = as_b_ ? most(0, least(left_, panel_ - depth_))
+                          : most(0, depth_ + left_ - most(depth_, panel_ + 1));
+        return left_ * split_steps + bring * bring_steps;
     }
     __attribute__((noinline)) void step() {
-        if (step_ >= row_steps) {
-            turn_tile(out_ + (step_ - row_steps) * split_tile);
-        } else if (strided_) {
-            split_strided();
-            step_ = row_steps - 1;
+        if (step_ < 0) {
+            bring(step_ + bring_steps);
         } else {
-            Part* const to =
-                out_ + step_ / (row_steps / 2) * split_tile + step_ % (row_steps / 2) * rows * 32;
-            if (whole_) {
+            Part* const to = out_ + step_ / (split_steps / 2) * split_tile +
+                             step_ % (split_steps / 2) * rows * 32;
 #pragma GCC unroll 4
-                for (int r = 0; r < rows; ++r)
-                    split_pairs(_mm512_loadu_ps(in_ + r * between_),
-                                _mm512_loadu_ps(in_ + r * between_ + second_), to + r * 32);
-                in_ += rows * between_;
-            } else {
-                split_masked(to);
-            }
-            if (!along_ && step_ == row_steps / 2 - 1) in_ = start_ + split_side;
+            for (int r = 0; r < rows; ++r)
+                split_pairs(_mm512_loadu_ps(in_ + r * between_),
+                            _mm512_loadu_ps(in_ + r * between_ + second_), to + r * 32);
+            in_ += rows * between_;
+            // After half of the rows of B it is the next columns.
+            if (as_b_ && step_ == split_steps / 2 - 1) in_ += split_side - split_side * between_;
         }
-        if (++step_ == last_step_) next_block();
+        if (++step_ == split_steps) next_block();
     }
     void complete() {
         while (left_ > 0) step();
     }
 
 private:
-    static constexpr int64_t rows = 4, row_steps = split_panel / rows;
+    static constexpr int rows = 4, split_steps = split_panel / rows, bring_steps = 4;
 
-    void begin_term(int64_t k) {
+    const View<const float>& operand() const {
         const auto& term = product_->terms[term_];
-        const View<const float>& x = as_b_ ? term.b : term.a;
-        data_ = x.data;
-        count_ = as_b_ ? x.cols : x.rows;
-        depth_ = as_b_ ? x.rows : x.cols;
-        vector_stride_ = as_b_ ? x.col_stride : x.row_stride;
-        stride_ = as_b_ ? x.row_stride : x.col_stride;
-        along_ = stride_ == 1;
-        strided_ = !along_ && vector_stride_ != 1;
-        between_ = along_ ? vector_stride_ : stride_;
-        second_ = 16 * stride_;
-        last_step_ = row_steps + (!strided_ && along_ == as_b_ ? split_parts * 2 : 0);
-        k_ = k;
-        begin_block();
+        return as_b_ ? term.b : term.a;
     }
     void begin_block() {
-        in_ = start_ = data_ + vector_ * vector_stride_ + k_ * stride_;
-        whole_ = vector_ + split_panel <= count_ && k_ + split_depth <= depth_;
-        step_ = 0;
+        const View<const float>& x = operand();
+        const int64_t row = as_b_ ? depth_ : panel_, col = as_b_ ? panel_ : depth_;
+        row_stride_ = x.row_stride;
+        col_stride_ = x.col_stride;
+        rows_ = least(split_panel, x.rows - row * split_panel);
+        cols_ = least(split_panel, x.cols - col * split_panel);
+        negative_ = false;
+        if (x.layout == Layout::rows) {
+            source_ = x.data + row * split_panel * row_stride_ + col * split_panel * col_stride_;
+        } else {
+            const bool below = row >= col;
+            source_ = x.data + block_begin(x.layout, most(row, col) * split_panel,
+                                           least(row, col) * split_panel, x.cols);
+            row_stride_ = below ? split_panel : 1;
+            col_stride_ = below ? 1 : split_panel;
+            negative_ = !below && x.half == Mirror::skew;
+        }
+        const bool there = col_stride_ == 1 && rows_ == split_panel && cols_ == split_panel;
+        in_ = there ? source_ : brought_;
+        between_ = there ? row_stride_ : split_panel;
+        second_ = as_b_ ? split_side * between_ : split_side;
+        step_ = there ? 0 : -bring_steps;
     }
     void next_block() {
         out_ += split_parts * 2 * split_tile;
         if (--left_ == 0) return;
-        if ((k_ += split_depth) < depth_) {
-            begin_block();
-        } else {
+        if (++depth_ == blocks_of(product_->terms[term_].a.cols)) {
             ++term_;
-            begin_term(0);
+            depth_ = 0;
         }
+        begin_block();
     }
-    // Of the 32 x 32 elements only some are there.
-    void split_masked(Part* to) {
-        const int64_t vectors = count_ - vector_, depth = depth_ - k_;
-        for (int64_t r = 0; r < rows; ++r) {
-            const int64_t row = step_ * rows + r, half = row / split_side * split_side,
-                          k = row - half;
-            const float* in = start_ + (along_ ? row * between_ : half + k * between_);
-            __mmask16 first, second;
-            if (along_) {
-                first = row < vectors ? split_mask(depth) : 0;
-                second = row < vectors ? split_mask(depth - 16) : 0;
-            } else {
-                first = k < depth ? split_mask(vectors - half) : 0;
-                second = k + 16 < depth ? split_mask(vectors - half) : 0;
-            }
-            split_pairs(_mm512_maskz_loadu_ps(first, in),
-                        _mm512_maskz_loadu_ps(second, in + second_), to + r * 32);
+    // A quarter of the block; zero where there is nothing.
+    void bring(int quarter) {
+        const int64_t r = quarter / 2 * split_side, c = quarter % 2 * split_side;
+        float* const to = brought_ + r * split_panel + c;
+        Vec<float> v[split_side];
+        if (col_stride_ == 1) {
+#pragma GCC unroll 16
+            for (int l = 0; l < split_side; ++l)
+                store(to + l * split_panel,
+                      (Vec<float>)_mm512_maskz_loadu_ps(r + l < rows_ ? split_mask(cols_ - c) : 0,
+                                                        source_ + (r + l) * row_stride_ + c));
+        } else if (row_stride_ == 1) {
+            const __mmask16 there = split_mask(rows_ - r);
+#pragma GCC unroll 16
+            for (int l = 0; l < split_side; ++l)
+                v[l] = _mm512_maskz_loadu_ps(c + l < cols_ ? there : 0,
+                                             source_ + (c + l) * col_stride_ + r);
+            transpose<float>(v);
+#pragma GCC unroll 16
+            for (int l = 0; l < split_side; ++l)
+                store(to + l * split_panel, negative_ ? -v[l] : v[l]);
+        } else {
+            for (int64_t l = 0; l < split_side; ++l)
+                for (int64_t k = 0; k < split_side; ++k)
+                    to[l * split_panel + k] =
+                        r + l < rows_ && c + k < cols_
+                            ? source_[(r + l) * row_stride_ + (c + k) * col_stride_]
+                            : 0;
         }
-    }
-    // Vectors that are contiguous in neither direction.
-    void split_strided() {
-        float block[split_panel * split_depth] = {};
-        for (int64_t i = 0; i < least(split_panel, count_ - vector_); ++i)
-            for (int64_t l = 0; l < least(split_depth, depth_ - k_); ++l)
-                block[i * split_depth + l] = start_[i * vector_stride_ + l * stride_];
-        for (int64_t row = 0; row < split_panel; ++row)
-            split_pairs(_mm512_loadu_ps(block + row * split_depth),
-                        _mm512_loadu_ps(block + row * split_depth + 16), out_ + row * 32);
-        for (int tile = 0; as_b_ && tile < split_parts * 2; ++tile)
-            turn_tile(out_ + tile * split_tile);
     }
 
     const Product<float>* product_ = nullptr;
     bool as_b_ = false;
-    int64_t vector_ = 0;  // the panel's first
+    int64_t panel_ = 0;
     Part* out_ = nullptr;
-    int64_t left_ = 0;  // of 32 elements of each
-    // the operand
+    float* brought_ = nullptr;
+    int64_t left_ = 0;  // blocks
+    // the block
     int term_ = 0;
-    const float* data_ = nullptr;
-    int64_t count_ = 0, depth_ = 0;
-    int64_t vector_stride_ = 0, stride_ = 0;  // of a vector's start, of its elements
-    bool along_ = false, strided_ = false;
-    int64_t between_ = 0, second_ = 0, last_step_ = 0;  // apart: rows, the two of a pair
-    // the 32 x 32 elements from k_ on
-    int64_t k_ = 0, step_ = 0;
-    bool whole_ = false;
-    const float* start_ = nullptr;
-    const float* in_ = nullptr;  // the next row of a tile
+    int64_t depth_ = 0;  // which one of its term
+    const float* source_ = nullptr;
+    int64_t row_stride_ = 0, col_stride_ = 0, rows_ = 0, cols_ = 0;
+    bool negative_ = false;
+    // where its rows are split from, and how far apart are rows and the two of a pair
+    int step_ = 0;
+    const float* in_ = nullptr;
+    int64_t between_ = 0, second_ = 0;
 };
 
 // Takes a block to memory, and its mirror image to its place, in such steps.
@@ -194,13 +185,14 @@ class BlockFinish {
 public:
     BlockFinish() = default;
     BlockFinish(const Product<float>& p, const Place& at, const float* sums)
-        : product_(&p), at_(at), sums_(sums), last_step_(row_steps) {
-        if (p.mirror != Mirror::none) last_step_ += 4;
+        : product_(&p), at_(at), sums_(sums) {
+        corner_ = block_begin(p.layout, at.i, at.j, p.epilogue.stride);
+        stride_ = p.layout == Layout::rows ? p.epilogue.stride : split_panel;
+        const bool mirrored = p.mirror != Mirror::none && (p.layout == Layout::rows || at.i == at.j);
+        last_step_ = mirrored ? row_steps + 4 : row_steps;
     }
     explicit operator bool() const { return product_; }  // something is left to do
-    static int64_t steps(const Product<float>& p) {
-        return p.mirror == Mirror::none ? row_steps : row_steps + 4;
-    }
+    int64_t steps() const { return last_step_; }
     __attribute__((noinline)) void step() {
         if (step_ < row_steps) {
             const Epilogue<float>& e = product_->epilogue;
@@ -232,7 +224,7 @@ private:
     template <int X, bool Whole>
     inline __attribute__((always_inline)) void take_rows() const {
         const Epilogue<float>& e = product_->epilogue;
-        const int64_t first = step_ * rows, corner = (at_.i + first) * e.stride + at_.j;
+        const int64_t first = step_ * rows, corner = corner_ + first * stride_;
         const float* const sums = sums_ + first * split_panel;
         const int64_t there = Whole ? rows : least(rows, at_.rows - first);
         for (int o = e.outputs - 1; o >= 0; --o) {  // out[0] may be an X: it comes last
@@ -242,7 +234,7 @@ private:
             for (int64_t r = 0; r < there; ++r)
 #pragma GCC unroll 2
                 for (int64_t c = 0; c < split_panel; c += 16) {
-                    const int64_t k = corner + r * e.stride + c;
+                    const int64_t k = corner + r * stride_ + c;
                     const __mmask16 mask = Whole ? 0xffff : split_mask(at_.cols - c);
                     __m512 y = f * _mm512_load_ps(sums + r * split_panel + c);
                     if (X > 0 && (Whole || e.x[0]))
@@ -255,7 +247,7 @@ private:
                 }
             if (at_.i == at_.j && e.diagonal[o] != 0)
                 for (int64_t r = 0; r < least(there, at_.cols - first); ++r)
-                    out[corner + r * e.stride + first + r] += e.diagonal[o];
+                    out[corner + r * stride_ + first + r] += e.diagonal[o];
         }
     }
     // A quarter of the block.
@@ -267,18 +259,20 @@ private:
                       width = least(split_side, at_.cols - c);
         if (height <= 0 || width <= 0 || at_.i + r < at_.j + c) return;
         for (int o = 0; o < e.outputs; ++o) {
-            const float* from = e.out[o] + (at_.i + r) * e.stride + at_.j + c;
-            float* to = e.out[o] + (at_.j + c) * e.stride + at_.i + r;
+            const float* from = e.out[o] + corner_ + r * stride_ + c;
+            float* to = e.out[o] + (at_.i == at_.j ? corner_ : at_.j * stride_ + at_.i) +
+                        c * stride_ + r;
             if (from == to)
-                mirror_rows<float, Skew>(to, height, e.stride, 0, height);
+                mirror_rows<float, Skew>(to, height, stride_, 0, height);
             else
-                transpose_block<float, Skew>(from, e.stride, to, e.stride, height, width);
+                transpose_block<float, Skew>(from, stride_, to, stride_, height, width);
         }
     }
 
     const Product<float>* product_ = nullptr;  // null: nothing is left to do
     Place at_{};
     const float* sums_ = nullptr;
+    int64_t corner_ = 0, stride_ = 0;  // in memory: where it begins, how far apart rows are
     int64_t step_ = 0, last_step_ = 0;
 };
 
@@ -378,7 +372,7 @@ static void split_product(const Product<float>& p, const Blocks& blocks, Part* s
     // Static: compilers are not told that more than its first bytes are read.
     static constexpr TileConfig config;
     _tile_loadconfig(&config);
-    alignas(64) float sums[2][split_panel * split_panel];
+    alignas(64) float sums[2][split_panel * split_panel], brought[2][split_panel * split_panel];
     int current = 0;
     const int64_t m = p.terms[0].a.rows, n = p.terms[0].b.cols;
     const bool mirrored = p.mirror != Mirror::none;
@@ -398,25 +392,25 @@ static void split_product(const Product<float>& p, const Blocks& blocks, Part* s
         for (int64_t from = 0; from < plan.depth; from += plan.chunk) {
             const int64_t depth = least(plan.chunk, plan.depth - from);
             const bool last = from + depth == plan.depth;
-            const int64_t steps_of_a = PanelSplit::steps(p, false, depth),
-                          steps_of_b = PanelSplit::steps(p, true, depth);
             int64_t split_rows = begin;  // up to which panels of A are split
-            PanelSplit(p, true, blocks.col_begin, from, depth, b[0]).complete();
+            PanelSplit(p, true, blocks.col_begin, from, depth, b[0], brought[1]).complete();
             for (int64_t j = blocks.col_begin; j < col_end; ++j) {
                 const int64_t first = begin + (begin == blocks.row_begin && j < blocks.first_col),
                               top = mirrored ? most(first, j) : first,
                               bottom = end - (end == blocks.row_end && j >= blocks.last_col);
-                if (j + 1 < col_end) beside.b = PanelSplit(p, true, j + 1, from, depth, b[1]);
+                if (j + 1 < col_end)
+                    beside.b = PanelSplit(p, true, j + 1, from, depth, b[1], brought[1]);
+                const int64_t steps_of_b = beside.b.steps();
                 for (int64_t i = top; i < bottom; ++i) {
                     const auto panel_of_a = [&](int64_t row) {
                         return PanelSplit(p, false, row, from, depth,
-                                          a + (row - begin) * panel_size);
+                                          a + (row - begin) * panel_size, brought[0]);
                     };
                     while (split_rows <= i) panel_of_a(split_rows++).complete();
                     if (i + 1 < bottom && split_rows == i + 1) beside.a = panel_of_a(split_rows++);
-                    const int64_t steps = (beside.finish ? BlockFinish::steps(p) : 0) +
-                                          (beside.a ? steps_of_a : 0) +
-                                          (beside.b ? steps_of_b / (bottom - top) : 0);
+                    const int64_t steps =
+                        (beside.finish ? beside.finish.steps() : 0) + beside.a.steps() +
+                        (beside.b ? steps_of_b / (bottom - top) : 0);
                     float* const kept =
                         partial +
                         ((i - begin) * (blocks.col_end - blocks.col_begin) + j - blocks.col_begin) *
@@ -444,18 +438,22 @@ static void split_product(const Product<float>& p, const Blocks& blocks, Part* s
     _tile_release();
 }
 
-// Rows [begin, end) of blocks of P - Pᵀ for the product P, through an epilogue, and their mirror image.
-static void finish_skew(const Product<float>& p, const float* product, int64_t begin, int64_t end) {
-    const int64_t n = p.terms[0].a.rows;
+// Rows [begin, end) of blocks of P - Pᵀ for the product P, through an epilogue, and their mirror image
+// where that is kept.
+static void finish_skew(const Product<float>& p, const View<const float>& product, int64_t begin,
+                        int64_t end) {
+    const int64_t n = product.rows, stride = block_stride(product);
     alignas(64) float sums[split_panel * split_panel], turned[split_panel * split_panel];
     for (int64_t i = begin * split_panel; i < least(n, end * split_panel); i += split_panel)
         for (int64_t j = 0; j <= i; j += split_panel) {
             const int64_t rows = least(split_panel, n - i), cols = least(split_panel, n - j);
-            transpose_block(product + j * n + i, n, turned, split_panel, cols, rows);
+            const float* const block = product.data + block_begin(product.layout, i, j, n);
+            transpose_block(product.data + block_begin(product.layout, j, i, n), stride, turned,
+                            split_panel, cols, rows);
             for (int64_t r = 0; r < rows; ++r)
                 for (int64_t c = 0; c < cols; c += 16) {
                     const __mmask16 there = split_mask(cols - c);
-                    const __m512 x = _mm512_maskz_loadu_ps(there, product + (i + r) * n + j + c),
+                    const __m512 x = _mm512_maskz_loadu_ps(there, block + r * stride + c),
                                  y = _mm512_maskz_loadu_ps(there, turned + r * split_panel + c);
                     _mm512_store_ps(sums + r * split_panel + c, _mm512_sub_ps(x, y));
                 }

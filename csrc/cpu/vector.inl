@@ -98,19 +98,20 @@ static void symmetric_matvec(const T* a, int64_t n, const T* x, int64_t begin, i
 // mirrored, that of its column. `begin` is a multiple of w. Blocks on the diagonal are there as a whole,
 // whatever else of the upper half is not.
 template <class T>
-static void symmetric_matvec_of_half(const T* a, int64_t n, const T* x, int64_t begin, int64_t end,
+static void symmetric_matvec_of_half(const View<const T>& a, const T* x, int64_t begin, int64_t end,
                                      T* y) {
     constexpr int w = Simd<T>::width;
+    const int64_t stride = block_stride(a);
     int64_t i = begin;
     for (; i + w <= end; i += w) {
-        const T* rows = a + i * n;
         Vec<T> s[w] = {};
         for (int64_t j = 0; j < i; j += w) {
+            const T* const block = lower_corner(a, i, j);
             const Vec<T> xj = load(x + j);
             Vec<T> y0 = load(y + j), y1{};
 #pragma GCC unroll 16
             for (int r = 0; r < w; r += 2) {
-                const Vec<T> a0 = load(rows + r * n + j), a1 = load(rows + (r + 1) * n + j);
+                const Vec<T> a0 = load(block + r * stride), a1 = load(block + (r + 1) * stride);
                 s[r] += xj * a0;
                 s[r + 1] += xj * a1;
                 y0 += x[i + r] * a0;
@@ -119,8 +120,9 @@ static void symmetric_matvec_of_half(const T* a, int64_t n, const T* x, int64_t 
             store(y + j, y0 + y1);
         }
         transpose<T>(s);
+        const T* const block = lower_corner(a, i, i);
 #pragma GCC unroll 16
-        for (int r = 0; r < w; ++r) s[r] += x[i + r] * load(rows + r * n + i);
+        for (int r = 0; r < w; ++r) s[r] += x[i + r] * load(block + r * stride);
 #pragma GCC unroll 4
         for (int half = w / 2; half > 0; half /= 2)
 #pragma GCC unroll 16
@@ -128,7 +130,7 @@ static void symmetric_matvec_of_half(const T* a, int64_t n, const T* x, int64_t 
         store(y + i, s[0]);
     }
     for (; i < end; ++i) {
-        const T* row = a + i * n;
+        const T* row = a.data + i * a.row_stride;
         T sum = 0;
         for (int64_t j = 0; j < i; ++j) {
             sum += row[j] * x[j];
@@ -139,13 +141,50 @@ static void symmetric_matvec_of_half(const T* a, int64_t n, const T* x, int64_t 
 }
 
 template <class T>
-static double square_of_half(const T* a, int64_t n, int64_t begin, int64_t end) {
+static double square_of_half(const View<const T>& a, int64_t begin, int64_t end) {
     double total = 0;
-    for (int64_t i = begin; i < end; ++i) {
-        const T* row = a + i * n;
-        total += 2 * dot(i, row, row) + double(row[i]) * double(row[i]);
+    if (a.layout == Layout::rows) {
+        for (int64_t i = begin; i < end; ++i) {
+            const T* row = a.data + i * a.row_stride;
+            total += 2 * dot(i, row, row) + double(row[i]) * double(row[i]);
+        }
+        return total;
+    }
+    for (int64_t i = begin; i < end; i += block_side) {
+        const T* row = lower_corner(a, i, 0);
+        const int64_t before = i * block_side;
+        total += 2 * dot(before, row, row) + dot(block_size, row + before, row + before);
     }
     return total;
+}
+
+template <class T>
+static void pack_blocks(const T* a, int64_t n, int64_t begin, int64_t end, T* out) {
+    for (int64_t i = begin * block_side; i < end * block_side; i += block_side)
+        for (int64_t j = 0; j <= i; j += block_side) {
+            T* const block = out + block_begin(Layout::lower_blocks, i, j, n);
+            for (int64_t r = 0; r < block_side; ++r)
+                axpby(block_side, T(1), a + (i + r) * n + j, T(0), static_cast<const T*>(nullptr),
+                      block + r * block_side);
+        }
+}
+
+template <class T>
+static void unpack_blocks(const View<const T>& a, int64_t begin, int64_t end, T* out) {
+    const int64_t n = a.rows;
+    for (int64_t i = begin * block_side; i < end * block_side; i += block_side)
+        for (int64_t j = 0; j <= i; j += block_side) {
+            const T* const block = lower_corner(a, i, j);
+            for (int64_t r = 0; r < block_side; ++r)
+                axpby(block_side, T(1), block + r * block_side, T(0),
+                      static_cast<const T*>(nullptr), out + (i + r) * n + j);
+            if (i == j) continue;
+            T* const mirrored = out + j * n + i;
+            if (a.half == Mirror::skew)
+                transpose_block<T, true>(block, block_side, mirrored, n, block_side, block_side);
+            else
+                transpose_block<T>(block, block_side, mirrored, n, block_side, block_side);
+        }
 }
 
 // One step of Lanczos's process, given next = A v: subtracts the components along v and previous,
@@ -176,15 +215,17 @@ static void lanczos_step(int64_t n, const T* v, const T* previous, double beta, 
 
 // All of it, for a matrix that one thread multiplies by: algorithms/spectrum.h.
 template <class T>
-static int lanczos(const T* a, int64_t n, int steps, T* v, T* previous, T* next, double* diagonal,
+static int lanczos(const View<const T>& a, int steps, T* v, T* previous, T* next, double* diagonal,
                    double* beside) {
+    const int64_t n = a.rows;
     double beta = 0;
-    const bool large = n * n * int64_t(sizeof(T)) > (int64_t(40) << 10);  // for the first cache
+    const bool large = a.layout != Layout::rows ||
+                       n * n * int64_t(sizeof(T)) > (int64_t(40) << 10);  // for the first cache
     for (int k = 0; k < steps; ++k) {
         if (large)
-            symmetric_matvec_of_half(a, n, v, 0, n, next);
+            symmetric_matvec_of_half(a, v, 0, n, next);
         else
-            symmetric_matvec(a, n, v, 0, n, next);
+            symmetric_matvec(a.data, n, v, 0, n, next);
         lanczos_step(n, v, previous, beta, next, diagonal + k, &beta);
         beside[k] = beta;
         if (!(beta > 1e-6 * __builtin_fabs(diagonal[k]))) return k + 1;
@@ -282,20 +323,29 @@ static inline void over_mirrored_blocks(const T* a, int64_t n, int64_t row_begin
 // Stores a block of rows and, transposed, its mirror image unless half is enough. One on the diagonal
 // is its own.
 template <class T, bool Skew>
-static inline void store_mirrored_block(Vec<T>* block, T* out, int64_t n, int64_t i, int64_t j,
-                                        bool half = false) {
+static inline void store_mirrored_block(Vec<T>* block, const View<T>& out, int64_t i, int64_t j) {
     constexpr int w = Simd<T>::width;
+    T* to = lower_corner(out, i, j);
+    const int64_t stride = block_stride(out);
 #pragma GCC unroll 16
-    for (int l = 0; l < w; ++l) store(out + (i + l) * n + j, block[l]);
-    if (half || i == j) return;
+    for (int l = 0; l < w; ++l) store(to + l * stride, block[l]);
+    // Blocks of the layout are whole on the diagonal, where smaller ones have a mirror image.
+    const bool there = out.half == Mirror::none ||
+                       (out.layout != Layout::rows && i / block_side == j / block_side);
+    if (!there || i == j) return;
     transpose<T>(block);
+    to = out.layout == Layout::rows ? out.data + j * out.row_stride + i
+                                    : lower_corner(out, i / block_side * block_side,
+                                                   j / block_side * block_side) +
+                                          j % block_side * block_side + i % block_side;
 #pragma GCC unroll 16
-    for (int l = 0; l < w; ++l) store(out + (j + l) * n + i, Skew ? -block[l] : block[l]);
+    for (int l = 0; l < w; ++l) store(to + l * stride, Skew ? -block[l] : block[l]);
 }
 
 template <class T>
-static double skew(const T* a, int64_t n, int64_t row_begin, int64_t row_end, bool half, T* out) {
+static double skew(const T* a, int64_t row_begin, int64_t row_end, const View<T>& out) {
     constexpr int w = Simd<T>::width;
+    const int64_t n = out.rows;
     double total = 0;  // of both halves
     over_mirrored_blocks(
         a, n, row_begin, row_end,
@@ -307,12 +357,12 @@ static double skew(const T* a, int64_t n, int64_t row_begin, int64_t row_end, bo
                 square += block[l] * block[l];
             }
             total += (i == j ? 1 : 2) * double(sum<T>(square));
-            store_mirrored_block<T, true>(block, out, n, i, j, half);
+            store_mirrored_block<T, true>(block, out, i, j);
         },
         [&](int64_t r, int64_t c) {
             const T x = a[r * n + c] - a[c * n + r];
-            out[r * n + c] = x;
-            if (!half) out[c * n + r] = -x;
+            out.data[r * n + c] = x;
+            if (out.half == Mirror::none) out.data[c * n + r] = -x;
             total += 2 * double(x) * double(x);
         });
     return total;
@@ -327,7 +377,7 @@ static void symmetrize(const T* a, T alpha, int64_t n, int64_t row_begin, int64_
             Vec<T> block[w];
 #pragma GCC unroll 16
             for (int l = 0; l < w; ++l) block[l] = alpha * (load(a + (i + l) * n + j) + upper[l]);
-            store_mirrored_block<T, false>(block, out, n, i, j);
+            store_mirrored_block<T, false>(block, View<T>{out, n, n, n, 1}, i, j);
         },
         [&](int64_t r, int64_t c) {
             const T x = alpha * (a[r * n + c] + a[c * n + r]);

@@ -170,13 +170,16 @@ public:
         multiply(a, b, e, true);
     }
     LIPFUSE_DEVICE void complete(T*, int64_t, Mirror = Mirror::symmetric) {}
+    LIPFUSE_DEVICE void keep_half(T*, int64_t) {}
+    static LIPFUSE_DEVICE int64_t size_of_half(int64_t n) { return n * n; }
     LIPFUSE_DEVICE double square_of_half(const T* x, int64_t n) { return dot(n * n, x, x); }
 
     // y = A x for a symmetric A: a warp a row.
-    LIPFUSE_DEVICE LIPFUSE_NOINLINE void symmetric_matvec(const T* a, int64_t n, const T* x, T* y) {
+    LIPFUSE_DEVICE LIPFUSE_NOINLINE void symmetric_matvec(const View<T>& a, const T* x, T* y) {
+        const int64_t n = a.rows;
         const int lane = thread_ % 32;
         for (int64_t i = rank_ / 32; i < n; i += size_ / 32) {
-            const double sum = warp_dot(n, a + i * n, x, lane);
+            const double sum = warp_dot(n, a.data + i * n, x, lane);
             if (lane == 0) y[i] = T(sum);
         }
         barrier();

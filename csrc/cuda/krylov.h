@@ -12,8 +12,9 @@ namespace lipfuse::cuda {
 // One barrier a step: every block keeps the vectors in its own memory, and does all but the product
 // with S itself.
 template <class T>
-LIPFUSE_DEVICE Tridiagonal lanczos(Backend<T>& backend, const T* s, int64_t n, int steps) {
-    if (3 * n > backend.tile_elements()) return lipfuse::lanczos<Backend<T>>(backend, s, n, steps);
+LIPFUSE_DEVICE Tridiagonal lanczos(Backend<T>& backend, const View<T>& s, int steps) {
+    const int64_t n = s.rows;
+    if (3 * n > backend.tile_elements()) return lipfuse::lanczos<Backend<T>>(backend, s, steps);
     Tridiagonal t;
     if (steps > n) steps = static_cast<int>(n);
     if (steps > Tridiagonal::most) steps = Tridiagonal::most;
@@ -30,7 +31,7 @@ LIPFUSE_DEVICE Tridiagonal lanczos(Backend<T>& backend, const T* s, int64_t n, i
     double beta = 0;
     while (t.size < steps) {
         const int k = t.size++;
-        backend.symmetric_matvec(s, n, v, product);
+        backend.symmetric_matvec(s, v, product);
         double along = 0, squares = 0;
         for (int64_t i = backend.thread(); i < n; i += block_threads)
             along += double(product[i] * v[i]);
