@@ -65,7 +65,7 @@ public:
     bool keeps_blocks(int64_t n) const {
         if (n % block_side != 0) return false;
         const double work = 0.5 * double(n) * double(n) * double(n);
-        return split().pays(work, task_count(work, product_work));
+        return split().pays(n, n, work, task_count(work, product_work));
     }
     bool keeps_half(int64_t n) const {
         if (kernels_.split_product) return keeps_blocks(n);
@@ -389,7 +389,7 @@ private:
         product.epilogue = e;
         const double work = double(n) * double(n) * double(n);
         const int tasks = task_count(work, product_work);
-        if (split().pays(work, tasks))
+        if (split().pays(n, n, work, tasks))
             split().anticommutator(half(h, n), half(k, n, Mirror::skew), e, spare, tasks);
         else
             compute(product);
@@ -445,7 +445,7 @@ private:
         const bool in_blocks = p.layout != Layout::rows ||
                                p.terms[0].a.layout != Layout::rows ||
                                p.terms[0].b.layout != Layout::rows;
-        if (in_blocks || split().pays(work, tasks)) return split().compute(p, tasks);
+        if (in_blocks || split().pays(m, n, work, tasks)) return split().compute(p, work, tasks);
         // A wide result is cut by columns: whoever computes some packs his own panels of B, one at a
         // time, and finds them in his cache.
         const bool by_columns = !mirrored && (n >= 2 * m || a_panels < 2 * tasks);

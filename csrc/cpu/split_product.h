@@ -16,12 +16,16 @@ public:
     SplitProduct(const Kernels<T>& kernels, const Parallel& parallel, Arena& arena)
         : kernels_(kernels), parallel_(parallel), arena_(arena) {}
 
-    // Smaller ones are not worth splitting. `work`: multiplications.
-    bool pays(double work, int tasks) const {
-        return kernels_.split_product && work >= least_work * tasks;
+    // Of results of so many rows and columns those are worth splitting in which every part is of use
+    // often enough, unless too many threads would share them otherwise: a task is about twice as fast
+    // here, but has to be larger. `work`: multiplications.
+    bool pays(int64_t rows, int64_t cols, double work, int threads) const {
+        return kernels_.split_product && std::min(rows, cols) > 2 * block_side &&
+               work >= least_work && threads <= 2 * tasks(work, threads);
     }
 
-    void compute(Product<T> p, int tasks) {
+    void compute(Product<T> p, double work, int threads) {
+        const int tasks = this->tasks(work, threads);
         const int64_t rows = blocks_of(p.terms[0].a.rows), cols = blocks_of(p.terms[0].b.cols);
         const bool mirrored = p.mirror != Mirror::none, by_columns = !mirrored && cols > rows;
         if (p.epilogue.stride == 0) p.epilogue.stride = p.terms[0].b.cols;
@@ -51,20 +55,22 @@ public:
     // H K + K H = P - Pᵀ with P = H K, for a symmetric h and a skew-symmetric k, through the epilogue: half
     // the splitting of a product of two terms. `known` has room for P.
     void anticommutator(const View<const T>& h, const View<const T>& k, const Epilogue<T>& e,
-                        T* known, int tasks) {
+                        T* known, int threads) {
         const int64_t n = h.rows, rows = blocks_of(n);
+        const double work = double(n) * double(n) * double(n);
         Product<T> p;
         p.terms[0] = {h, k};
         p.layout = h.layout == Layout::rows ? Layout::rows : Layout::all_blocks;
         p.epilogue.out[0] = known;
-        compute(p, tasks);
+        compute(p, work, threads);
         const View<const T> whole{known, n, n, n, 1, Mirror::none, p.layout};
         p.mirror = Mirror::skew;
         p.layout = h.layout;
         p.epilogue = e;
         p.epilogue.stride = n;
         // Rows grow from top to bottom: more pieces than threads, the longest first.
-        const int pieces = tasks > 1 ? int(std::min<int64_t>(rows, 4 * tasks)) : 1;
+        const int tasks = this->tasks(work, threads),
+                  pieces = tasks > 1 ? int(std::min<int64_t>(rows, 4 * tasks)) : 1;
         parallel_.for_each(pieces, [&](int t) {
             kernels_.finish_skew(p, whole, rows * (pieces - 1 - t) / pieces,
                                  rows * (pieces - t) / pieces);
@@ -72,7 +78,11 @@ public:
     }
 
 private:
-    static constexpr double least_work = 1.5e6;  // of a task
+    static constexpr double least_work = 1e6, work_of_task = 1.5e6;
+
+    static int tasks(double work, int threads) {
+        return std::max(1, int(std::min(double(threads), work / work_of_task)));
+    }
 
     // What the first rows of blocks take, in blocks.
     struct Work {
