@@ -390,7 +390,8 @@ private:
         const double work = double(n) * double(n) * double(n);
         const int tasks = task_count(work, product_work);
         if (split().pays(n, n, work, tasks))
-            split().anticommutator(half(h, n), half(k, n, Mirror::skew), e, spare, tasks);
+            split().anticommutator(half(h, n), half(k, n, Mirror::skew), e, spare, work,
+                                   tasks);
         else
             compute(product);
     }

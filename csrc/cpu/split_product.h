@@ -55,9 +55,8 @@ public:
     // H K + K H = P - Pᵀ with P = H K, for a symmetric h and a skew-symmetric k, through the epilogue: half
     // the splitting of a product of two terms. `known` has room for P.
     void anticommutator(const View<const T>& h, const View<const T>& k, const Epilogue<T>& e,
-                        T* known, int threads) {
+                        T* known, double work, int threads) {
         const int64_t n = h.rows, rows = blocks_of(n);
-        const double work = double(n) * double(n) * double(n);
         Product<T> p;
         p.terms[0] = {h, k};
         p.layout = h.layout == Layout::rows ? Layout::rows : Layout::all_blocks;

@@ -171,6 +171,7 @@ static void pack_blocks(const T* a, int64_t n, int64_t begin, int64_t end, T* ou
 
 template <class T>
 static void unpack_blocks(const View<const T>& a, int64_t begin, int64_t end, T* out) {
+    constexpr int w = Simd<T>::width;
     const int64_t n = a.rows;
     for (int64_t i = begin * block_side; i < end * block_side; i += block_side)
         for (int64_t j = 0; j <= i; j += block_side) {
@@ -179,11 +180,17 @@ static void unpack_blocks(const View<const T>& a, int64_t begin, int64_t end, T*
                 axpby(block_side, T(1), block + r * block_side, T(0),
                       static_cast<const T*>(nullptr), out + (i + r) * n + j);
             if (i == j) continue;
-            T* const mirrored = out + j * n + i;
-            if (a.half == Mirror::skew)
-                transpose_block<T, true>(block, block_side, mirrored, n, block_side, block_side);
-            else
-                transpose_block<T>(block, block_side, mirrored, n, block_side, block_side);
+            for (int64_t r = 0; r < block_side; r += w)
+                for (int64_t c = 0; c < block_side; c += w) {
+                    Vec<T> v[w];
+#pragma GCC unroll 16
+                    for (int l = 0; l < w; ++l) v[l] = load(block + (r + l) * block_side + c);
+                    transpose<T>(v);
+                    T* const to = out + (j + c) * n + i + r;
+#pragma GCC unroll 16
+                    for (int l = 0; l < w; ++l)
+                        store(to + l * n, a.half == Mirror::skew ? -v[l] : v[l]);
+                }
         }
 }
 

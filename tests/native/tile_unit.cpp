@@ -1,6 +1,7 @@
 // Products on a tile unit (csrc/cpu/split_product.inl) without one: its instructions are spelled out, for
-// processors that have AVX-512 alone. Compares with double over shapes, strides, epilogues and tasks;
-// exits with 1 at the first that is wrong, else prints how many were right.
+// processors that have AVX-512 alone. Compares with double over shapes, strides, epilogues and tasks, and
+// the polar factor and its gradient with what they are without a tile unit; exits with 1 at the first that
+// is wrong, else prints how many were right.
 #include <immintrin.h>
 
 #include <cmath>
@@ -11,7 +12,8 @@
 #include <random>
 #include <vector>
 
-#include "cpu/split_product.h"
+#include "algorithms/polar_gradient.h"
+#include "cpu/backend.h"
 
 namespace emulated {
 struct Tile {
@@ -75,18 +77,23 @@ static void multiply(int sums, int a, int b) {
 #define _tile_stored(tile, to, stride) emulated::store(tile, to, stride)
 #define _tile_dpbf16ps(sums, a, b) emulated::multiply(sums, a, b)
 
+#define LIPFUSE_ISA emulated_tiles
 #define LIPFUSE_VECTOR_BYTES 64
 #define LIPFUSE_TILE_ROWS 8
 #define LIPFUSE_TILE_VECTORS 2
-namespace lipfuse::cpu::emulated_tiles {
-#include "cpu/simd.inl"
-
-#include "cpu/product.inl"
-#include "cpu/split_product.inl"
-}  // namespace lipfuse::cpu::emulated_tiles
+#define LIPFUSE_TILE_UNIT
+#include "cpu/kernels.inl"
 
 using namespace lipfuse;
 using namespace lipfuse::cpu;
+
+static Kernels<float> kernels_in_use = emulated_tiles::float_kernels;
+namespace lipfuse::cpu {
+template <>
+const Kernels<float>& kernels<float>() {
+    return kernels_in_use;
+}
+}  // namespace lipfuse::cpu
 
 namespace {
 
@@ -136,16 +143,10 @@ void compare(const char* what, double found, double exact, double size, int64_t 
     std::exit(1);
 }
 
-Kernels<float> table() {
-    Kernels<float> t{};
-    t.split_product = emulated_tiles::split_product;
-    t.finish_skew = emulated_tiles::finish_skew;
-    return t;
-}
-const Kernels<float> kernels_in_use = table();
-
 void run(const Product<float>& p, int tasks) {
-    SplitProduct<float>(kernels_in_use, Parallel{}, Arena::of_this_thread()).compute(p, tasks);
+    // So much work that there are that many tasks.
+    SplitProduct<float>(kernels_in_use, Parallel{tasks, nullptr, nullptr}, Arena::of_this_thread())
+        .compute(p, 1e12, tasks);
     emulated::require(false);
     ++right;
 }
@@ -253,7 +254,7 @@ void skew(int64_t n, int tasks) {
             run(p, tasks);
         else
             SplitProduct<float>(kernels_in_use, Parallel{}, Arena::of_this_thread())
-                .anticommutator(p.terms[0].a, p.terms[0].b, p.epilogue, known.data(), tasks);
+                .anticommutator(p.terms[0].a, p.terms[0].b, p.epilogue, known.data(), 1e12, tasks);
         for (int64_t i = 0; i < n; ++i)
             for (int64_t j = 0; j < n; ++j) {
                 const Exact sum = element(p, i, j);
@@ -263,6 +264,111 @@ void skew(int64_t n, int tasks) {
                 compare("its mirror image", out[way][at], -out[way][mirror], 0, i, j);
             }
     }
+    ++right;
+}
+
+// The lower half of a matrix in blocks, and the element that stands for (i, j).
+Matrix packed(const Matrix& whole, int64_t n) {
+    Matrix blocks(size_t(n * (n + block_side) / 2));
+    for (int64_t i = 0; i < n; ++i)
+        for (int64_t j = 0; j < (i / block_side + 1) * block_side; ++j)
+            blocks[size_t(block_begin(Layout::lower_blocks, i, j, n) + i % block_side * block_side +
+                          j % block_side)] = whole[size_t(i * n + j)];
+    return blocks;
+}
+double in_blocks(const Matrix& blocks, int64_t n, int64_t i, int64_t j, int sign) {
+    if (i / block_side < j / block_side) return sign * in_blocks(blocks, n, j, i, sign);
+    return blocks[size_t(block_begin(Layout::lower_blocks, i, j, n) + i % block_side * block_side +
+                         j % block_side)];
+}
+
+// With operands and results that are kept as half, in blocks: each against the same product of whole
+// matrices.
+void blocks(int64_t n, int tasks) {
+    const int64_t m = 75;
+    Matrix h = drawn(n * n), k = drawn(n * n), x = drawn(n * n);
+    for (int64_t i = 0; i < n; ++i)
+        for (int64_t j = 0; j <= i; ++j) {
+            const auto at = size_t(i * n + j), mirror = size_t(j * n + i);
+            h[mirror] = h[at];
+            x[mirror] = x[at];
+            k[mirror] = -k[at];
+            if (i == j) k[at] = 0;
+        }
+    const Matrix w = drawn(m * n), h_packed = packed(h, n), k_packed = packed(k, n),
+                 x_packed = packed(x, n);
+    const auto half = [&](const Matrix& data, Mirror mirror) {
+        return View<const float>{data.data(), n, n, n, 1, mirror, Layout::lower_blocks};
+    };
+    const View<const float> h_half = half(h_packed, Mirror::symmetric),
+                            k_half = half(k_packed, Mirror::skew);
+    // The symmetric H² with X and I added, twice; blocks on the diagonal are whole.
+    Product<float> p, same;
+    same.terms[0] = {view(h, n, n, 0), view(h, n, n, 0)};
+    p.terms[0] = {h_half, h_half.transposed()};
+    p.mirror = Mirror::symmetric;
+    p.half = true;
+    p.layout = Layout::lower_blocks;
+    Matrix out[2] = {x_packed, Matrix(x_packed.size())};
+    p.epilogue.outputs = 2;
+    p.epilogue.x[0] = out[0].data();  // read before it is written
+    for (int o = 0; o < 2; ++o) {
+        p.epilogue.out[o] = out[o].data();
+        p.epilogue.acc[o] = 0.5f + float(o);
+        p.epilogue.x0[o] = 2;
+        p.epilogue.diagonal[o] = -1;
+    }
+    run(p, tasks);
+    for (int64_t i = 0; i < n; ++i)
+        for (int64_t j = 0; j < n; ++j)
+            for (int o = 0; o < 2; ++o) {
+                const Exact sum = element(same, i, j);
+                const double rest = 2 * double(x[size_t(i * n + j)]) - (i == j),
+                             found = in_blocks(out[o], n, i, j, 1);
+                compare("a product in blocks", found, (0.5 + o) * sum.value + rest,
+                        2 * sum.size + std::fabs(rest), i, j);
+                compare("its mirror image", found, in_blocks(out[o], n, j, i, 1), 0, i, j);
+            }
+    // W H, H Wᵀ, W K: a half on either side of a matrix that is not.
+    for (int which = 0; which < 3; ++which) {
+        const bool left = which == 1;
+        const View<const float> whole = view(w, m, n, 0);
+        const Matrix& other = which == 2 ? k : h;
+        Product<float> q;
+        q.terms[0] = left ? Product<float>::Term{h_half, whole.transposed()}
+                          : Product<float>::Term{whole, which == 2 ? k_half : h_half};
+        same.terms[0] = left ? Product<float>::Term{view(h, n, n, 0), whole.transposed()}
+                             : Product<float>::Term{whole, view(other, n, n, 0)};
+        Matrix result(size_t(m * n));
+        q.epilogue.out[0] = result.data();
+        run(q, tasks);
+        const int64_t rows = left ? n : m, cols = left ? m : n;
+        for (int64_t i = 0; i < rows; ++i)
+            for (int64_t j = 0; j < cols; ++j) {
+                const Exact sum = element(same, i, j);
+                compare("a product with a half", result[size_t(i * cols + j)], sum.value, sum.size,
+                        i, j);
+            }
+    }
+    // 2 K + HK + KH
+    Matrix known(size_t(n * n)), skew_sum = k_packed;
+    Epilogue<float> e;
+    e.out[0] = skew_sum.data();
+    e.x[0] = k_packed.data();
+    e.x0[0] = 2;
+    SplitProduct<float>(kernels_in_use, Parallel{}, Arena::of_this_thread())
+        .anticommutator(h_half, k_half, e, known.data(), 1e12, tasks);
+    same.count = 2;
+    same.terms[0] = {view(h, n, n, 0), view(k, n, n, 0)};
+    same.terms[1] = {view(k, n, n, 0), view(h, n, n, 0)};
+    for (int64_t i = 0; i < n; ++i)
+        for (int64_t j = 0; j < n; ++j) {
+            const Exact sum = element(same, i, j);
+            const double found = in_blocks(skew_sum, n, i, j, -1), rest = 2 * double(k[size_t(i * n + j)]);
+            compare("a skew product in blocks", found, sum.value + rest, sum.size + std::fabs(rest), i,
+                    j);
+            compare("its mirror image", found, -in_blocks(skew_sum, n, j, i, -1), 0, i, j);
+        }
     ++right;
 }
 
@@ -290,6 +396,62 @@ void special() {
     }
 }
 
+// Q, (WᵀW)^(-1/2), and W's gradient, exact and along the tangent.
+struct Found {
+    Matrix q, root, exact, tangent;
+};
+Found found(const Matrix& w, const Matrix& g, int64_t rows, int64_t cols, int threads) {
+    const int64_t small = std::min(rows, cols);
+    Found x{Matrix(w.size()), Matrix(size_t(small * small)), Matrix(w.size()), Matrix(w.size())};
+    const Parallel parallel{threads, nullptr, nullptr};
+    Backend<float> backend(parallel);
+    const PolarInfo info =
+        polar(backend, w.data(), rows, cols, 1e-4, 1.0, x.q.data(), x.root.data());
+    for (const bool tangent : {false, true})
+        polar_backward(backend, g.data(), w.data(), x.q.data(), x.root.data(), rows, cols, 1.0,
+                       info.low, info.high, 1e-4, tangent,
+                       (tangent ? x.tangent : x.exact).data());
+    return x;
+}
+void close(const char* what, const Matrix& a, const Matrix& b, double allowed) {
+    double off = 0, size = 0;
+    for (size_t i = 0; i < a.size(); ++i) {
+        off += std::pow(double(a[i]) - double(b[i]), 2);
+        size += std::pow(double(b[i]), 2);
+    }
+    if (std::sqrt(off) <= allowed * std::sqrt(size)) return;
+    std::fprintf(stderr, "tile_unit: %s is off by %.3g, allowed %.3g\n", what,
+                 std::sqrt(off / size), allowed);
+    std::exit(1);
+}
+
+// With matrices kept in blocks: one stage and several, small singular values and none.
+void algorithms(int64_t rows, int64_t cols, int threads) {
+    const Matrix g = drawn(rows * cols);
+    for (const char* kind : {"near", "gaussian", "deficient"}) {
+        Matrix w = drawn(rows * cols);
+        const bool near = kind[0] == 'n', deficient = kind[0] == 'd';
+        for (int64_t i = 0; i < rows; ++i)
+            for (int64_t j = 0; j < cols; ++j) {
+                float& x = w[size_t(i * cols + j)];
+                x *= (near ? 0.1f : 1.0f) / std::sqrt(float(std::max(rows, cols)));
+                if (near && i == j) x += 1;
+                if (deficient && std::min(rows, cols) == (rows <= cols ? i : j) + 1) x = 0;
+            }
+        const Found ours = found(w, g, rows, cols, threads);
+        kernels_in_use.split_product = nullptr;
+        const Found plain = found(w, g, rows, cols, threads);
+        kernels_in_use = emulated_tiles::float_kernels;
+        // Where all singular values are near 1; elsewhere they amplify rounding.
+        close("Q", ours.q, plain.q, near ? 2e-5 : 2e-3);
+        if (deficient) continue;
+        close("the gradient", ours.exact, plain.exact, near ? 2e-4 : 2e-2);
+        close("the tangent gradient", ours.tangent, plain.tangent, near ? 2e-5 : 2e-3);
+        if (rows != cols) close("(WᵀW)^(-1/2)", ours.root, plain.root, near ? 2e-5 : 2e-3);
+        ++right;
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -306,8 +468,17 @@ int main() {
             symmetric(n, 90, true, tasks);
             skew(n, tasks);
         }
+    for (const int64_t n : {32, 64, 160})
+        for (int tasks = 1; tasks <= 3; ++tasks) blocks(n, tasks);
     symmetric(70, 1500, true, 2);  // in several pieces of the inner dimension
     special();
+    for (int threads = 1; threads <= 2; ++threads) {
+        algorithms(128, 128, threads);
+        algorithms(192, 192, threads);
+        algorithms(128, 192, threads);
+        algorithms(270, 128, threads);
+        algorithms(130, 130, threads);  // not in blocks
+    }
     std::printf("%d products right\n", right);
     return 0;
 }
