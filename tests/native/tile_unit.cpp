@@ -396,17 +396,19 @@ void special() {
     }
 }
 
-// Q, (WᵀW)^(-1/2), and W's gradient, exact and along the tangent.
+// Q, (WᵀW)^(-1/2), W's gradient, exact and along the tangent, and what was found out.
 struct Found {
     Matrix q, root, exact, tangent;
+    PolarInfo info;
 };
 Found found(const Matrix& w, const Matrix& g, int64_t rows, int64_t cols, int threads) {
     const int64_t small = std::min(rows, cols);
-    Found x{Matrix(w.size()), Matrix(size_t(small * small)), Matrix(w.size()), Matrix(w.size())};
+    Found x{Matrix(w.size()), Matrix(size_t(small * small)), Matrix(w.size()), Matrix(w.size()), {}};
     const Parallel parallel{threads, nullptr, nullptr};
     Backend<float> backend(parallel);
     const PolarInfo info =
         polar(backend, w.data(), rows, cols, 1e-4, 1.0, x.q.data(), x.root.data());
+    x.info = info;
     for (const bool tangent : {false, true})
         polar_backward(backend, g.data(), w.data(), x.q.data(), x.root.data(), rows, cols, 1.0,
                        info.low, info.high, 1e-4, tangent,
@@ -444,6 +446,14 @@ void algorithms(int64_t rows, int64_t cols, int threads) {
         kernels_in_use = emulated_tiles::float_kernels;
         // Where all singular values are near 1; elsewhere they amplify rounding.
         close("Q", ours.q, plain.q, near ? 2e-5 : 2e-3);
+        const auto same = [](const char* what, double a, double b) {
+            if (std::fabs(a - b) <= 1e-2 * b + 1e-4) return;
+            std::fprintf(stderr, "tile_unit: %s is %.3g instead of %.3g\n", what, a, b);
+            std::exit(1);
+        };
+        same("the residual", ours.info.residual, plain.info.residual);
+        same("the smallest singular value", ours.info.low, plain.info.low);
+        same("the largest singular value", ours.info.high, plain.info.high);
         if (deficient) continue;
         close("the gradient", ours.exact, plain.exact, near ? 2e-4 : 2e-2);
         close("the tangent gradient", ours.tangent, plain.tangent, near ? 2e-5 : 2e-3);
