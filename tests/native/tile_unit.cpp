@@ -372,6 +372,29 @@ void blocks(int64_t n, int tasks) {
     ++right;
 }
 
+// y = A x in two pieces, for a half in blocks.
+void matvec(int64_t n) {
+    Matrix a = drawn(n * n), x = drawn(n), y(static_cast<size_t>(n)), first(y.size());
+    for (int64_t i = 0; i < n; ++i)
+        for (int64_t j = 0; j < i; ++j) a[size_t(j * n + i)] = a[size_t(i * n + j)];
+    const Matrix blocks = packed(a, n);
+    const View<const float> half{blocks.data(),     n, n, n, 1, Mirror::symmetric,
+                                 Layout::lower_blocks};
+    kernels_in_use.symmetric_matvec_of_half(half, x.data(), 0, 48, first.data());
+    kernels_in_use.symmetric_matvec_of_half(half, x.data(), 48, n, y.data());
+    for (int64_t i = 0; i < n; ++i) {
+        double sum = 0, size = 0;
+        for (int64_t j = 0; j < n; ++j) {
+            const double term = double(a[size_t(i * n + j)]) * double(x[size_t(j)]);
+            sum += term;
+            size += std::fabs(term);
+        }
+        const auto k = static_cast<size_t>(i);
+        compare("a matrix times a vector", double(first[k]) + double(y[k]), sum, size, i, 0);
+    }
+    ++right;
+}
+
 // What is no number stays none, in its row and its column alone; zeros stay exact.
 void special() {
     const int64_t n = 40;
@@ -481,6 +504,7 @@ int main() {
     for (const int64_t n : {32, 64, 160})
         for (int tasks = 1; tasks <= 3; ++tasks) blocks(n, tasks);
     symmetric(70, 1500, true, 2);  // in several pieces of the inner dimension
+    matvec(96);
     special();
     for (int threads = 1; threads <= 2; ++threads) {
         algorithms(128, 128, threads);
