@@ -78,7 +78,8 @@ LIPFUSE_DEVICE LIPFUSE_NOINLINE bool polar_reached(Backend& backend,
     const double floor = polar_floor<typename Backend::Scalar>(n);
     if (residual > std::max(tolerance, floor)) return false;
     const double overshoot = 2 * std::max(std::min(tolerance, polar_overshoot), floor);
-    return residual <= overshoot || ritz_values_below(backend, backend.half(r, n), 8, 0.8 * overshoot);
+    return residual <= overshoot ||
+           ritz_values_below(backend, backend.half(r, n), 8, 0.8 * overshoot);
 }
 
 // The functions apart keep registers free of what only they need.
@@ -151,14 +152,12 @@ LIPFUSE_DEVICE LIPFUSE_NOINLINE const Lift& polar_stage(Backend& backend,
 // What no eigenvalue of R = QᵀQ - I exceeds: its norm. Where a null space keeps that large, a
 // Cholesky factorisation proves what the polynomials promise. R may be made a whole matrix.
 template <class Backend>
-LIPFUSE_DEVICE LIPFUSE_NOINLINE double polar_excess(Backend& backend,
-                                                    typename Backend::Scalar* r, int64_t n,
-                                                    double residual) {
+LIPFUSE_DEVICE LIPFUSE_NOINLINE double polar_excess(Backend& backend, typename Backend::Scalar* r,
+                                                    int64_t n, double residual) {
     using T = typename Backend::Scalar;
     if (residual > 1e-2) {
         backend.complete(r, n);
-        for (double x = 4 * polar_floor<T>(n); x < residual;
-             x = std::max(4 * x, 1e-5))
+        for (double x = 4 * polar_floor<T>(n); x < residual; x = std::max(4 * x, 1e-5))
             if (lies_below(backend, static_cast<const T*>(r), n, x)) return x;
     }
     return residual;

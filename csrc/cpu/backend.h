@@ -3,12 +3,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "../algorithms/spectrum.h"
 #include "arena.h"
 #include "kernels.h"
+#include "packed_product.h"
 #include "parallel.h"
+#include "shares.h"
 #include "split_product.h"
 
 namespace lipfuse::cpu {
@@ -22,6 +23,7 @@ public:
     explicit Backend(Parallel parallel = {})
         : kernels_(kernels<T>()),
           parallel_(parallel),
+          shares_(kernels_, parallel_),
           arena_(Arena::of_this_thread()),
           entry_(arena_.mark()) {}
     Backend(const Backend&) = delete;
@@ -75,7 +77,9 @@ public:
         return {data, n, n, n, 1, keeps_half(n) ? mirror : Mirror::none, layout(n)};
     }
     // How many elements that takes, of the n² there is room for.
-    int64_t size_of_half(int64_t n) const { return keeps_blocks(n) ? n * (n + block_side) / 2 : n * n; }
+    int64_t size_of_half(int64_t n) const {
+        return keeps_blocks(n) ? n * (n + block_side) / 2 : n * n;
+    }
     void multiply_half(View<const T> a, View<const T> b, const Epilogue<T>& e,
                        Mirror mirror = Mirror::symmetric) {
         Product<T> product;
@@ -91,7 +95,7 @@ public:
         if (!keeps_half(n)) return;
         const int tasks = task_count(double(n) * double(n), 2e4);
         if (!keeps_blocks(n)) {
-            over_triangle(n, tasks, [&](int, int64_t begin, int64_t end) {
+            shares_.over_triangle(n, tasks, [&](int, int64_t begin, int64_t end) {
                 kernels_.mirror(x, n, n, begin, end, mirror == Mirror::skew);
             });
             return;
@@ -99,7 +103,7 @@ public:
         const auto mark = arena_.mark();
         T* copy = allocate(size_of_half(n));
         axpby(size_of_half(n), T(1), x, T(0), nullptr, copy);
-        over_blocks(n, tasks, [&](int64_t begin, int64_t end) {
+        shares_.over_blocks(n, tasks, [&](int64_t begin, int64_t end) {
             kernels_.unpack_blocks(half(copy, n, mirror), begin, end, x);
         });
         arena_.release(mark);
@@ -109,18 +113,19 @@ public:
         if (!keeps_blocks(n)) return;
         const auto mark = arena_.mark();
         T* blocks = allocate(size_of_half(n));
-        over_blocks(n, task_count(double(n) * double(n), 2e4), [&](int64_t begin, int64_t end) {
-            kernels_.pack_blocks(x, n, begin, end, blocks);
-        });
+        shares_.over_blocks(
+            n, task_count(double(n) * double(n), 2e4),
+            [&](int64_t begin, int64_t end) { kernels_.pack_blocks(x, n, begin, end, blocks); });
         axpby(size_of_half(n), T(1), blocks, T(0), nullptr, x);
         arena_.release(mark);
     }
     // The sum of its squares, both halves counted.
     double square_of_half(const T* x, int64_t n) {
         if (!keeps_half(n)) return dot(n * n, x, x);
-        double partial[max_tasks];
-        const int tasks = over_rows_of_half(
-            n, task_count(double(n) * double(n), 2e4), [&](int t, int64_t begin, int64_t end) {
+        double partial[Shares<T>::max_tasks];
+        const int tasks = shares_.over_rows_of_half(
+            n, half_step(n), task_count(double(n) * double(n), 2e4),
+            [&](int t, int64_t begin, int64_t end) {
                 partial[t] = kernels_.square_of_half(half(x, n), begin, end);
             });
         return sum(partial, tasks);
@@ -171,7 +176,7 @@ public:
     // By halves, so that nearly all of the work is products.
     void invert(T* a, int64_t n, int64_t stride) {
         if (n <= invert_most) return kernels_.invert(a, n, stride);
-        const int64_t step = std::min(row_step(), invert_most);
+        const int64_t step = std::min(shares_.row_step(), invert_most);
         const int64_t top = std::max(step, n / 2 / step * step), rest = n - top;
         T* upper = a + top;
         T* lower = a + top * stride;
@@ -207,7 +212,7 @@ public:
         const int64_t n = a.rows;
         const int tasks = task_count(double(n) * double(n), matvec_work);
         if (a.half == Mirror::none) {
-            const int64_t blocks = panels(n, 64);
+            const int64_t blocks = Shares<T>::panels(n, 64);
             parallel_.for_each(tasks, [&](int t) {
                 kernels_.symmetric_matvec(a.data, n, x, std::min(n, part(blocks, t, tasks) * 64),
                                           std::min(n, part(blocks, t + 1, tasks) * 64), y);
@@ -217,13 +222,14 @@ public:
         // Rows give elements of y to the left of the diagonal as well, each task to a copy.
         const auto mark = arena_.mark();
         T* partial = allocate((tasks - 1) * n);
-        over_rows_of_half(n, tasks, [&](int t, int64_t begin, int64_t end) {
+        shares_.over_rows_of_half(n, half_step(n), tasks, [&](int t, int64_t begin, int64_t end) {
             T* to = t == tasks - 1 ? y : partial + t * n;
             std::fill(to, to + begin, T(0));
             kernels_.symmetric_matvec_of_half(a, x, begin, end, to);
         });
         for (int t = 0; t < tasks - 1; ++t)
-            kernels_.axpby(row_of_half(n, t + 1, tasks), T(1), partial + t * n, T(1), y, y);
+            kernels_.axpby(Shares<T>::row_of_half(n, half_step(n), t + 1, tasks), T(1),
+                           partial + t * n, T(1), y, y);
         arena_.release(mark);
     }
 
@@ -235,8 +241,8 @@ public:
         T* v = allocate(3 * n);
         fill_start_vector(v, n);
         fill(v + n, n, T(0));
-        t.size = kernels_.lanczos(a, int(std::min<int64_t>({n, steps, Tridiagonal::most})), v, v + n,
-                                  v + 2 * n, t.diagonal, t.beside);
+        t.size = kernels_.lanczos(a, int(std::min<int64_t>({n, steps, Tridiagonal::most})), v,
+                                  v + n, v + 2 * n, t.diagonal, t.beside);
         arena_.release(mark);
         return true;
     }
@@ -373,10 +379,8 @@ public:
     }
 
 private:
-    static constexpr int max_tasks = 64;
     static constexpr double product_work = 6e4, matvec_work = 6.5e4;
     static constexpr int64_t half_most = 320;
-    static constexpr int64_t own_copy_most = 160 * 1024;  // elements
 
     // HK + KH for a symmetric h and a skew-symmetric k, both kept as half: skew-symmetric again.
     void anticommutator(const T* h, const T* k, int64_t n, const Epilogue<T>& e, T* spare) {
@@ -390,253 +394,32 @@ private:
         const double work = double(n) * double(n) * double(n);
         const int tasks = task_count(work, product_work);
         if (split().pays(n, n, work, tasks))
-            split().anticommutator(half(h, n), half(k, n, Mirror::skew), e, spare, work,
-                                   tasks);
+            split().anticommutator(half(h, n), half(k, n, Mirror::skew), e, spare, work, tasks);
         else
             compute(product);
     }
 
     SplitProduct<T> split() const { return {kernels_, parallel_, arena_}; }
     Layout layout(int64_t n) const { return keeps_blocks(n) ? Layout::lower_blocks : Layout::rows; }
-    // Rows of blocks, the longest first.
-    template <class F>
-    void over_blocks(int64_t n, int threads, F f) {
-        const int64_t blocks = blocks_of(n);
-        const int tasks = threads > 1 ? int(std::min<int64_t>(blocks, max_tasks)) : 1;
-        parallel_.for_each(tasks, [&](int t) {
-            f(part(blocks, tasks - 1 - t, tasks), part(blocks, tasks - t, tasks));
-        });
+    int64_t half_step(int64_t n) const {
+        return keeps_blocks(n) ? block_side : shares_.fine_step();
     }
+    int task_count(double work, double work_a_task) const {
+        return shares_.task_count(work, work_a_task);
+    }
+    static int64_t part(int64_t n, int t, int tasks) { return Shares<T>::part(n, t, tasks); }
 
-    // Matrices that a product has packed as B wants them, once or by every task for itself, and which of
-    // them its operands are. -1: none, the operand is read in place or packed for itself.
-    struct Packed {
-        struct Matrix {
-            View<const T> view;
-            bool as_b = false;
-            T* to = nullptr;
-            int64_t panels = 0, copy = 0;
-        };
-        Matrix of[4];
-        int count = 0, a[2] = {-1, -1}, b[2] = {-1, -1};
-
-        int find(const View<const T>& view) const {
-            for (int i = 0; i < count; ++i)
-                if (of[i].view.data == view.data && of[i].view.row_stride == view.row_stride &&
-                    of[i].view.col_stride == view.col_stride && of[i].view.half == view.half)
-                    return i;
-            return -1;
-        }
-        int find_or_add(const View<const T>& view, bool as_b) {
-            int i = find(view);
-            if (i < 0) of[i = count++].view = view;
-            of[i].as_b = of[i].as_b || as_b;
-            return i;
-        }
-    };
-
-    // Packs the operands where that pays, then shares the result out.
     void compute(Product<T>& p) {
         const int64_t m = p.terms[0].a.rows, n = p.terms[0].b.cols, depth = p.terms[0].a.cols;
-        const int64_t width = kernels_.tile_cols, height = kernels_.tile_rows,
-                      b_panels = panels(n, width), a_panels = panels(m, height);
-        const bool mirrored = p.mirror != Mirror::none;
-        const double work = double(m) * double(n) * double(depth) * p.count * (mirrored ? 0.5 : 1);
+        const double work =
+            double(m) * double(n) * double(depth) * p.count * (p.mirror == Mirror::none ? 1 : 0.5);
         const int tasks = task_count(work, product_work);
-        const bool in_blocks = p.layout != Layout::rows ||
-                               p.terms[0].a.layout != Layout::rows ||
+        const bool in_blocks = p.layout != Layout::rows || p.terms[0].a.layout != Layout::rows ||
                                p.terms[0].b.layout != Layout::rows;
-        if (in_blocks || split().pays(m, n, work, tasks)) return split().compute(p, work, tasks);
-        // A wide result is cut by columns: whoever computes some packs his own panels of B, one at a
-        // time, and finds them in his cache.
-        const bool by_columns = !mirrored && (n >= 2 * m || a_panels < 2 * tasks);
-        const bool by_rows = !by_columns && (!mirrored || p.half);
-        if (p.epilogue.stride == 0) p.epilogue.stride = n;
-        const auto mark = arena_.mark();
-        T* strips[2] = {nullptr, nullptr};
-        Packed packed;
-        for (int i = 0; i < p.count; ++i) {
-            auto& term = p.terms[i];
-            // Operands are copied into panels only where reading them in place would be slow:
-            // columns that are not contiguous, or strides that exhaust the cache's associativity.
-            const bool pack_b = term.b.half != Mirror::none || term.b.col_stride != 1 ||
-                                term.b.row_stride * depth > 160 * 160;
-            const bool pack_a =
-                term.a.half != Mirror::none ||
-                (term.a.col_stride != 1 && (term.a.row_stride != 1 || m * depth > 96 * 96));
-            if (pack_b && by_columns)
-                strips[i] = allocate(tasks * width * depth);
-            else if (pack_b)
-                packed.b[i] = packed.find_or_add(term.b, true);
-            if (pack_a) {
-                term.packed_a = allocate(a_panels * height * depth);
-                packed.a[i] = term.a.half == Mirror::none ? packed.find(term.a.transposed())
-                                                          : packed.find_or_add(term.a, false);
-            }
-            // Reading whole register tiles past the last row or column must stay inside the matrix.
-            if (!pack_a && m % height != 0) {
-                T* tail = allocate(height * depth);
-                kernels_.pack_a(rows_from(term.a, a_panels - 1), 0, 1, tail);
-                term.tail_a = tail;
-            }
-            if (!pack_b && n % width != 0) {
-                T* tail = allocate(width * depth);
-                kernels_.pack_b(cols_from(term.b, b_panels - 1), 0, 1, tail);
-                term.tail_b = tail;
-            }
-        }
-        int64_t size = 0;
-        for (int i = 0; i < packed.count; ++i) {
-            auto& matrix = packed.of[i];
-            matrix.panels = panels(matrix.view.cols, width);
-            size += matrix.copy = matrix.panels * width * matrix.view.rows;
-        }
-        // Cut by rows, every task packs small operands for itself: what another core has written is
-        // then read once, not twice, and nobody waits.
-        const bool copies = by_rows && size <= own_copy_most;
-        for (int i = 0; i < packed.count; ++i) {
-            auto& matrix = packed.of[i];
-            matrix.to = allocate((copies ? tasks : 1) * matrix.copy);
-            if (!copies) matrix.copy = 0;
-        }
-        const auto pack_rows_of_a = [&](int task, int64_t begin, int64_t end) {
-            for (int i = 0; i < p.count; ++i) {
-                const auto& a = p.terms[i].a;
-                T* to = const_cast<T*>(p.terms[i].packed_a);
-                if (packed.a[i] >= 0) {
-                    const auto& matrix = packed.of[packed.a[i]];
-                    kernels_.narrow(matrix.to + task * matrix.copy, m, depth, begin, end,
-                                    a.half == Mirror::skew ? T(-1) : T(1), to);
-                } else if (to) {
-                    kernels_.pack_a(a, begin, end, to);
-                }
-            }
-        };
-        if (packed.count && !copies)
-            parallel_.for_each(tasks, [&](int t) {
-                for (int i = 0; i < packed.count; ++i) {
-                    const auto& matrix = packed.of[i];
-                    kernels_.pack_b(matrix.view, part(matrix.panels, t, tasks),
-                                    part(matrix.panels, t + 1, tasks), matrix.to);
-                }
-            });
-        if (!by_rows && (p.terms[0].packed_a || p.terms[1].packed_a))
-            parallel_.for_each(tasks, [&](int t) {
-                pack_rows_of_a(0, part(a_panels, t, tasks), part(a_panels, t + 1, tasks));
-            });
-        // The rows [begin, end), of whose columns those up to `col_end` are wanted.
-        const auto rows = [&](int t, int64_t begin, int64_t end, int64_t col_end) {
-            for (int i = 0; copies && i < packed.count; ++i) {
-                const auto& matrix = packed.of[i];
-                kernels_.pack_b(matrix.view, matrix.as_b ? 0 : begin / width,
-                                panels(matrix.as_b ? col_end : end, width),
-                                matrix.to + t * matrix.copy);
-            }
-            if (by_rows) pack_rows_of_a(t, begin / height, panels(end, height));
-            Product<T> own = p;
-            for (int i = 0; i < p.count; ++i)
-                if (packed.b[i] >= 0) {
-                    const auto& matrix = packed.of[packed.b[i]];
-                    own.terms[i].packed_b = matrix.to + t * matrix.copy;
-                }
-            kernels_.product(own, begin, end, 0, n);
-        };
-        if (by_columns) {
-            parallel_.for_each(tasks, [&](int t) {
-                columns(p, strips, t, part(b_panels, t, tasks), part(b_panels, t + 1, tasks));
-            });
-        } else if (p.half) {
-            over_rows_of_half(m, tasks,
-                              [&](int t, int64_t begin, int64_t end) { rows(t, begin, end, end); });
-        } else if (mirrored) {
-            over_triangle(m, tasks,
-                          [&](int, int64_t begin, int64_t end) { rows(0, begin, end, n); });
-        } else {
-            parallel_.for_each(tasks, [&](int t) {
-                rows(t, part(a_panels, t, tasks) * height,
-                     std::min(m, part(a_panels, t + 1, tasks) * height), n);
-            });
-        }
-        arena_.release(mark);
-    }
-
-    // The panels [begin, end) of a product; strips have room for one of each operand and task.
-    void columns(Product<T> p, T* const (&strips)[2], int task, int64_t begin, int64_t end) {
-        const int64_t m = p.terms[0].a.rows, n = p.terms[0].b.cols, width = kernels_.tile_cols;
-        if (!strips[0] && !strips[1])
-            return kernels_.product(p, 0, m, begin * width, std::min(n, end * width));
-        for (int64_t panel = begin; panel < end; ++panel) {
-            for (int i = 0; i < p.count; ++i) {
-                if (!strips[i]) continue;
-                auto& term = p.terms[i];
-                T* strip = strips[i] + task * width * term.b.rows;
-                kernels_.pack_b(cols_from(term.b, panel), 0, 1, strip);
-                term.packed_b = strip;
-                term.packed_from = panel * width;
-            }
-            kernels_.product(p, 0, m, panel * width, std::min(n, (panel + 1) * width));
-        }
-    }
-
-    int task_count(double work, double work_a_task) const {
-        if (parallel_.threads <= 1) return 1;
-        return int(std::min(
-            {double(parallel_.threads), double(max_tasks), std::max(1.0, work / work_a_task)}));
-    }
-    static int64_t panels(int64_t n, int64_t width) { return (n + width - 1) / width; }
-    static int64_t part(int64_t n, int t, int tasks) { return n * t / tasks; }
-    // Whole tiles in both directions, and whole vectors: blocks on the diagonal belong to one task.
-    int64_t row_step() const {
-        return std::lcm(int64_t(kernels_.tile_rows), int64_t(kernels_.tile_cols));
-    }
-    // Between tasks on a triangle. A register tile is two vectors wide, and of those that meet the
-    // diagonal within the first of them only that is computed: so few rows may be cut there as well.
-    int64_t triangle_step(int64_t n, int threads) const {
-        const int64_t whole = row_step();
-        return panels(n, whole) > threads
-                   ? whole
-                   : std::lcm(int64_t(kernels_.tile_rows), int64_t(kernels_.lanes));
-    }
-    // Calls f(task, first row, last row) for the rows of a triangle, whose lengths grow from top to
-    // bottom: more tasks than threads, the longest rows first, so that the short ones fill the gaps.
-    // Returns the number of tasks.
-    template <class F>
-    int over_triangle(int64_t n, int threads, F f) {
-        if (threads <= 1) {
-            f(0, int64_t(0), n);
-            return 1;
-        }
-        const int64_t step = triangle_step(n, threads), blocks = panels(n, step);
-        const int tasks = int(std::min<int64_t>(blocks, max_tasks));
-        parallel_.for_each(tasks, [&](int t) {
-            f(t, part(blocks, tasks - 1 - t, tasks) * step,
-              std::min(n, part(blocks, tasks - t, tasks) * step));
-        });
-        return tasks;
-    }
-    // Where a task's rows of a lower half begin: all have about as many elements, and always the same
-    // rows, which a thread then finds where it left them. Whole tiles, and whole vectors.
-    int64_t row_of_half(int64_t n, int t, int tasks) const {
-        const int64_t step =
-            keeps_blocks(n) ? block_side
-                            : std::lcm(int64_t(kernels_.tile_rows), int64_t(kernels_.lanes));
-        if (t == tasks) return n;
-        const double share = std::sqrt(double(t) / double(tasks));
-        return std::min(n, int64_t(share * double(n) / double(step) + 0.5) * step);
-    }
-    template <class F>
-    int over_rows_of_half(int64_t n, int tasks, F f) {
-        parallel_.for_each(
-            tasks, [&](int t) { f(t, row_of_half(n, t, tasks), row_of_half(n, t + 1, tasks)); });
-        return tasks;
-    }
-    View<const T> rows_from(View<const T> a, int64_t panel) const {
-        const int64_t i = panel * kernels_.tile_rows;
-        return {a.data + i * a.row_stride, a.rows - i, a.cols, a.row_stride, a.col_stride};
-    }
-    View<const T> cols_from(View<const T> b, int64_t panel) const {
-        const int64_t j = panel * kernels_.tile_cols;
-        return {b.data + j * b.col_stride, b.rows, b.cols - j, b.row_stride, b.col_stride};
+        if (in_blocks || split().pays(m, n, work, tasks))
+            split().compute(p, work, tasks);
+        else
+            PackedProduct<T>(kernels_, shares_, arena_).compute(p, tasks);
     }
 
     static double sum(const double* partial, int count) {
@@ -647,22 +430,23 @@ private:
     template <class F>
     double reduce(int64_t n, F f) {
         const int tasks = task_count(double(n), 1e4);
-        double partial[max_tasks];
+        double partial[Shares<T>::max_tasks];
         parallel_.for_each(
             tasks, [&](int t) { partial[t] = f(part(n, t, tasks), part(n, t + 1, tasks)); });
         return sum(partial, tasks);
     }
     template <class F>
     double over_lower_half(int64_t n, F f) {
-        double partial[max_tasks];
-        const int tasks =
-            over_triangle(n, task_count(double(n) * double(n) * 0.5, 4e3),
-                          [&](int t, int64_t begin, int64_t end) { partial[t] = f(begin, end); });
+        double partial[Shares<T>::max_tasks];
+        const int tasks = shares_.over_triangle(
+            n, task_count(double(n) * double(n) * 0.5, 4e3),
+            [&](int t, int64_t begin, int64_t end) { partial[t] = f(begin, end); });
         return sum(partial, tasks);
     }
 
     const Kernels<T>& kernels_;
     Parallel parallel_;
+    Shares<T> shares_;
     Arena& arena_;
     const Arena::Mark entry_;
 };

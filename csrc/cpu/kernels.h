@@ -27,8 +27,8 @@ static inline __attribute__((always_inline)) int64_t block_begin(Layout layout, 
                                                                  int64_t j, int64_t stride) {
     if (layout == Layout::rows) return i * stride + j;
     const int64_t row = i / block_side, col = j / block_side,
-                  before = layout == Layout::all_blocks ? row * blocks_of(stride)
-                                                        : row * (row + 1) / 2;
+                  before =
+                      layout == Layout::all_blocks ? row * blocks_of(stride) : row * (row + 1) / 2;
     return (before + col) * block_size;
 }
 

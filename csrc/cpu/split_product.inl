@@ -188,7 +188,8 @@ public:
         : product_(&p), at_(at), sums_(sums) {
         corner_ = block_begin(p.layout, at.i, at.j, p.epilogue.stride);
         stride_ = p.layout == Layout::rows ? p.epilogue.stride : split_panel;
-        const bool mirrored = p.mirror != Mirror::none && (p.layout == Layout::rows || at.i == at.j);
+        const bool mirrored =
+            p.mirror != Mirror::none && (p.layout == Layout::rows || at.i == at.j);
         last_step_ = mirrored ? row_steps + 4 : row_steps;
     }
     explicit operator bool() const { return product_; }  // something is left to do
@@ -260,8 +261,8 @@ private:
         if (height <= 0 || width <= 0 || at_.i + r < at_.j + c) return;
         for (int o = 0; o < e.outputs; ++o) {
             const float* from = e.out[o] + corner_ + r * stride_ + c;
-            float* to = e.out[o] + (at_.i == at_.j ? corner_ : at_.j * stride_ + at_.i) +
-                        c * stride_ + r;
+            float* to =
+                e.out[o] + (at_.i == at_.j ? corner_ : at_.j * stride_ + at_.i) + c * stride_ + r;
             if (from == to)
                 mirror_rows<float, Skew>(to, height, stride_, 0, height);
             else
@@ -408,9 +409,9 @@ static void split_product(const Product<float>& p, const Blocks& blocks, Part* s
                     };
                     while (split_rows <= i) panel_of_a(split_rows++).complete();
                     if (i + 1 < bottom && split_rows == i + 1) beside.a = panel_of_a(split_rows++);
-                    const int64_t steps =
-                        (beside.finish ? beside.finish.steps() : 0) + beside.a.steps() +
-                        (beside.b ? steps_of_b / (bottom - top) : 0);
+                    const int64_t steps = (beside.finish ? beside.finish.steps() : 0) +
+                                          beside.a.steps() +
+                                          (beside.b ? steps_of_b / (bottom - top) : 0);
                     float* const kept =
                         partial +
                         ((i - begin) * (blocks.col_end - blocks.col_begin) + j - blocks.col_begin) *

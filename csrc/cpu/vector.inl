@@ -341,10 +341,10 @@ static inline void store_mirrored_block(Vec<T>* block, const View<T>& out, int64
                        (out.layout != Layout::rows && i / block_side == j / block_side);
     if (!there || i == j) return;
     transpose<T>(block);
-    to = out.layout == Layout::rows ? out.data + j * out.row_stride + i
-                                    : lower_corner(out, i / block_side * block_side,
-                                                   j / block_side * block_side) +
-                                          j % block_side * block_side + i % block_side;
+    to = out.layout == Layout::rows
+             ? out.data + j * out.row_stride + i
+             : lower_corner(out, i / block_side * block_side, j / block_side * block_side) +
+                   j % block_side * block_side + i % block_side;
 #pragma GCC unroll 16
     for (int l = 0; l < w; ++l) store(to + l * stride, Skew ? -block[l] : block[l]);
 }

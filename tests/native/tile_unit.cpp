@@ -364,9 +364,10 @@ void blocks(int64_t n, int tasks) {
     for (int64_t i = 0; i < n; ++i)
         for (int64_t j = 0; j < n; ++j) {
             const Exact sum = element(same, i, j);
-            const double found = in_blocks(skew_sum, n, i, j, -1), rest = 2 * double(k[size_t(i * n + j)]);
-            compare("a skew product in blocks", found, sum.value + rest, sum.size + std::fabs(rest), i,
-                    j);
+            const double found = in_blocks(skew_sum, n, i, j, -1),
+                         rest = 2 * double(k[size_t(i * n + j)]);
+            compare("a skew product in blocks", found, sum.value + rest, sum.size + std::fabs(rest),
+                    i, j);
             compare("its mirror image", found, -in_blocks(skew_sum, n, j, i, -1), 0, i, j);
         }
     ++right;
@@ -378,7 +379,7 @@ void matvec(int64_t n) {
     for (int64_t i = 0; i < n; ++i)
         for (int64_t j = 0; j < i; ++j) a[size_t(j * n + i)] = a[size_t(i * n + j)];
     const Matrix blocks = packed(a, n);
-    const View<const float> half{blocks.data(),     n, n, n, 1, Mirror::symmetric,
+    const View<const float> half{blocks.data(),       n, n, n, 1, Mirror::symmetric,
                                  Layout::lower_blocks};
     kernels_in_use.symmetric_matvec_of_half(half, x.data(), 0, 48, first.data());
     kernels_in_use.symmetric_matvec_of_half(half, x.data(), 48, n, y.data());
@@ -426,7 +427,8 @@ struct Found {
 };
 Found found(const Matrix& w, const Matrix& g, int64_t rows, int64_t cols, int threads) {
     const int64_t small = std::min(rows, cols);
-    Found x{Matrix(w.size()), Matrix(size_t(small * small)), Matrix(w.size()), Matrix(w.size()), {}};
+    Found x{
+        Matrix(w.size()), Matrix(size_t(small * small)), Matrix(w.size()), Matrix(w.size()), {}};
     const Parallel parallel{threads, nullptr, nullptr};
     Backend<float> backend(parallel);
     const PolarInfo info =
@@ -434,8 +436,7 @@ Found found(const Matrix& w, const Matrix& g, int64_t rows, int64_t cols, int th
     x.info = info;
     for (const bool tangent : {false, true})
         polar_backward(backend, g.data(), w.data(), x.q.data(), x.root.data(), rows, cols, 1.0,
-                       info.low, info.high, 1e-4, tangent,
-                       (tangent ? x.tangent : x.exact).data());
+                       info.low, info.high, 1e-4, tangent, (tangent ? x.tangent : x.exact).data());
     return x;
 }
 void close(const char* what, const Matrix& a, const Matrix& b, double allowed) {
