@@ -77,10 +77,10 @@ public:
     }
 
 private:
-    static constexpr double least_work = 1e6, work_of_task = 1.5e6;
+    static constexpr double least_work = 1e6;  // of a task
 
     static int tasks(double work, int threads) {
-        return std::max(1, int(std::min(double(threads), work / work_of_task)));
+        return std::max(1, int(std::min(double(threads), work / least_work)));
     }
 
     // What the first rows of blocks take, in blocks.
