@@ -1,4 +1,4 @@
-// The CPU backend of the algorithms: products and passes on row-major matrices, cut into tasks.
+// The CPU backend of the algorithms: products and passes on matrices, cut into tasks.
 #pragma once
 
 #include <algorithm>
@@ -60,10 +60,10 @@ public:
     }
 
     // Symmetric and skew-symmetric matrices are kept as their lower halves if an algorithm allows it.
-    // For products on a tile unit that is done in blocks: half of the memory, in one piece each. Else
-    // where several threads share a matrix of medium size: what products need of the upper half they
-    // find while they pack their operands, and a mirror image in memory would travel from core to
-    // core. Small matrices are not packed, and large ones not twice.
+    // For products on a tile unit that is done in blocks: half of the memory, in one piece each. Where
+    // there is no such unit it is done row by row if several threads share a matrix of medium size:
+    // what products need of the upper half they find while they pack their operands, and a mirror image
+    // in memory would travel from core to core. Small matrices are not packed, and large ones not twice.
     bool keeps_blocks(int64_t n) const {
         if (n % block_side != 0) return false;
         const double work = 0.5 * double(n) * double(n) * double(n);
@@ -314,8 +314,8 @@ public:
     // out = a X + d I for matrices that are kept as half
     void combine(T a, const T* x, int64_t n, T d, T* out) {
         axpby(size_of_half(n), a, x, T(0), nullptr, out);
-        for (int64_t i = 0; i < n; ++i)
-            out[lower_corner(half(out, n), i, i) - static_cast<const T*>(out)] += d;
+        const auto kept = half(out, n);
+        for (int64_t i = 0; i < n; ++i) out[lower_corner(kept, i, i) - kept.data] += d;
     }
 
     void add_diagonal(T* x, int64_t n, T d) {
@@ -390,6 +390,7 @@ private:
         product.terms[1] = {half(k, n, Mirror::skew), half(h, n)};
         product.mirror = Mirror::skew;
         product.half = keeps_half(n);
+        product.layout = layout(n);
         product.epilogue = e;
         const double work = double(n) * double(n) * double(n);
         const int tasks = task_count(work, product_work);

@@ -68,8 +68,8 @@ static inline __attribute__((always_inline)) int64_t block_stride(const View<T>&
 
 // What happens to a product's accumulator on its way to memory, while it is still in registers:
 //   out[r] = acc[r] * (A B) + sum over t of factor[t][r] * X[t] + diagonal[r] * I,   r < outputs.
-// Outputs and X are row-major with the same leading dimension, and X are set from the first on. out[0] may
-// be an X itself: every element is read before it is written.
+// Outputs and X have the product's layout and, where that is row-major, the same leading dimension; X are
+// set from the first on. out[0] may be an X itself: every element is read before it is written.
 template <class T>
 struct Epilogue {
     int outputs = 1;

@@ -24,8 +24,10 @@ public:
                       a_panels = Shares<T>::panels(m, height);
         const bool mirrored = p.mirror != Mirror::none;
         // A wide result is cut by columns: whoever computes some packs his own panels of B, one at a
-        // time, and finds them in his cache.
-        const bool by_columns = !mirrored && (n >= 2 * m || a_panels < 2 * tasks);
+        // time, and finds them in his cache. Of a half no columns can be cut out.
+        const bool half_b =
+            p.terms[0].b.half != Mirror::none || (p.count > 1 && p.terms[1].b.half != Mirror::none);
+        const bool by_columns = !mirrored && !half_b && (n >= 2 * m || a_panels < 2 * tasks);
         const bool by_rows = !by_columns && (!mirrored || p.half);
         if (p.epilogue.stride == 0) p.epilogue.stride = n;
         const auto mark = arena_.mark();
@@ -103,6 +105,7 @@ public:
             });
         // The rows [begin, end), of whose columns those up to `col_end` are wanted.
         const auto rows = [&](int t, int64_t begin, int64_t end, int64_t col_end) {
+            if (begin >= end) return;
             for (int i = 0; copies && i < packed.count; ++i) {
                 const auto& matrix = packed.of[i];
                 kernels_.pack_b(matrix.view, matrix.as_b ? 0 : begin / width,

@@ -71,6 +71,22 @@ def test_in_single_precision_as_accurate_as_one_thread(shape: tuple[int, int], i
             assert error <= 1e-5 + 1.5 * tools.relative_error(alone[which], exact[which])
 
 
+@pytest.mark.parametrize("shape", [(168, 168), (256, 256), (400, 200), (200, 400)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_by_more_threads_than_it_has_panels(
+    shape: tuple[int, int], dtype: torch.dtype, isa: str
+) -> None:
+    """Then a result is cut by columns, which a half does not have."""
+    w = tools.matrix("near", shape).to(dtype)
+    grad = tools.matrix("gaussian", shape, 1).to(dtype)
+    for tangent in (False, True):
+        alone = forward_backward(w, grad, tangent, 1)
+        shared = forward_backward(w, grad, tangent, 24)
+        for a, b in zip(alone, shared, strict=True):
+            if a.numel():
+                assert tools.relative_error(b, a) <= 100 * torch.finfo(dtype).eps ** 0.75, tangent
+
+
 def test_gradient_is_the_derivative() -> None:
     """Of the quotient of differences along a direction."""
     w, grad = tools.matrix("near", (170, 170)), tools.matrix("gaussian", (170, 170), 1)
