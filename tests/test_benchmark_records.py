@@ -452,8 +452,9 @@ def test_what_the_page_says_of_another_processor_is_so() -> None:
         # All of MKL's threads against one of the native kernel.
         assert first[weights.SMALL] > first[weights.OWN]
         assert second[weights.SMALL] < second[weights.OWN]
-        # Large products of ours keep up, MKL's gain more.
-        assert second[weights.OWN] < 1.02 * first[weights.OWN]
+        # Large products of ours take about as long, MKL's gain.
+        assert 0.75 < second[weights.OWN] / first[weights.OWN] < 1.25
+        assert second[weights.SMALL] < first[weights.SMALL]
         assert (
             second[weights.SMALL] / first[weights.SMALL] < second[weights.OWN] / first[weights.OWN]
         )
