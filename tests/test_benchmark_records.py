@@ -23,7 +23,6 @@ from benchmarks import (  # noqa: E402
     races,
     records,
     report,
-    spectral,
     steps,
     tables,
     time_to_accuracy,
@@ -465,14 +464,6 @@ def test_what_the_page_says_of_another_processor_is_so() -> None:
         assert own[0] and own[1] and own[1] > own[0]
     of_products = statistics.geometric_mean(change(p, weights.DEEL, weights.OURS) for p in large)
     assert of_products < 1
-    others = [
-        statistics.geometric_mean(change(p, theirs, ours) for p in found.pairs(name) if kept(p[0]))
-        for name, theirs, ours, kept in (
-            ("spectral", spectral.TORCH, spectral.OURS, lambda case: True),
-            ("steps", steps.DEEL, steps.FUSED, lambda case: not case.name.startswith("MLP")),
-        )
-    ]
-    assert of_products < min(others)
 
 
 def test_pictures_are_drawn_from_committed_records(tmp_path: Path) -> None:
