@@ -74,7 +74,9 @@ public:
             if (current_ + 1 == blocks_.size()) break;
             ++current_;
         }
+        // Algorithms hold several arrays of one size, and what is left of a block is of no use to them.
         size_t size = total_ > (size_t(1) << 16) ? total_ : size_t(1) << 16;
+        if (size < 8 * bytes) size = 8 * bytes;
         if (size > kept_bytes) size = kept_bytes;
         if (size < bytes) size = bytes;
         // Large ones on large pages, if the system has them to spare: a product of large matrices touches
