@@ -209,8 +209,9 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
     const double cut = std::max(low, polar_gradient_floor * high);
     double l = cut / high;
     // Of a square matrix A itself is of no further use, and the result is written at the very end.
-    T* product = square ? out : backend.allocate(n * n);
-    T* previous = square ? a : backend.allocate(n * n);
+    const bool in_result = square && !Backend::near_scratch;
+    T* product = in_result ? out : square ? a : backend.allocate(n * n);
+    T* previous = in_result ? a : backend.allocate(n * n);
     T* solution = c;  // times `unit`: K of (scale H) K + K (scale H) = scale (QᵀG - GᵀQ)
     double unit = 1 / (scale * (high + cut));
     if (norm > 0 && (1 - l) / (1 + l) > tolerance) {
