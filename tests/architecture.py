@@ -11,6 +11,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "lipfuse"
 NATIVE = ROOT / "csrc"
 PAGE = ROOT / "docs" / "architecture.md"
+COMPILED = {path.stem for path in PACKAGE.glob("*.pyi")}
+"""The modules that are not written in Python."""
 
 
 def table(heading: str) -> list[list[str]]:
@@ -66,8 +68,8 @@ def imports() -> set[tuple[str, str]]:
 def _module(target: str, known: dict[str, Path]) -> str:
     """The module that ``lipfuse.nn.linear.SpectralLinear`` lives in."""
     parts = target.split(".")[1:]
-    if parts[:1] == ["_kernels"]:
-        return "_kernels"
+    if parts and parts[0] in COMPILED:
+        return parts[0]
     while parts and ".".join(parts) not in known:
         parts.pop()
     return ".".join(parts) or "__init__"

@@ -69,6 +69,7 @@ def _python_side(x: float, width: float) -> tuple[list[str], dict[str, float]]:
 
 _PLACES = {
     "schemas": (0, 0, 2),
+    "autograd's nodes": (0, 2, 1),
     "CUDA operators": (1, 0, 1),
     "CPU operators": (1, 1, 1),
     "numpy module": (1, 2, 1),

@@ -12,6 +12,10 @@ import torch
 
 kernels: ModuleType | None = None
 """The pybind11 module ``lipfuse._kernels``, or None where it was not built."""
+nodes: ModuleType | None = None
+"""The module ``lipfuse._nodes``, or None where there is none for this version of torch."""
+no_nodes = "no native library"
+"""Why there is none."""
 loaded = False
 """Whether the native operators are registered."""
 reason = ""
@@ -24,6 +28,24 @@ def _library() -> Path | None:
         if path.is_file():
             return path
     return None
+
+
+def _load_nodes() -> None:
+    global nodes, no_nodes
+    if os.environ.get("LIPFUSE_NODES") == "0":
+        no_nodes = "LIPFUSE_NODES=0"
+        return
+    try:
+        from lipfuse import _nodes
+    except ImportError as error:  # another torch may lack a symbol
+        no_nodes = f"lipfuse._nodes: {error}"
+        return
+    # What stands behind the headers of torch changes from one version to the next.
+    built_for, here = (v.partition("+")[0] for v in (_nodes.torch_version, torch.__version__))
+    if built_for == here:
+        nodes, no_nodes = _nodes, ""
+    else:
+        no_nodes = f"lipfuse._nodes was built for torch {built_for}"
 
 
 def _load() -> None:
@@ -47,6 +69,7 @@ def _load() -> None:
         except ImportError:
             # Built for another version of Python: the operators do not depend on it.
             kernels = None
+        _load_nodes()
     elif wanted != "skip":
         warnings.warn(
             f"lipfuse runs on plain torch, much slower than on its own operators: {reason}."

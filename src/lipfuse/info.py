@@ -41,6 +41,7 @@ def _native() -> dict[str, str]:
     rows["compiler"] = build.get("compiler") or _UNKNOWN
     rows["compiler flags"] = build.get("flags") or "none"
     rows["built for torch"] = f"{build.get('torch_target') or _UNKNOWN} and later"
+    rows["autograd nodes"] = _nodes()
     rows["instruction set"] = f"{features.get('selected') or _UNKNOWN} (available: {available})"
     rows["CUDA built for"] = build.get("cuda_architectures") or "nothing: CPU only"
     if build.get("version", lipfuse.__version__) != lipfuse.__version__:
@@ -48,6 +49,16 @@ def _native() -> dict[str, str]:
             f"the native library was built from lipfuse {build['version']}: build it again"
         )
     return rows
+
+
+def _nodes() -> str:
+    """Where autograd's nodes for the weights of layers come from."""
+    from lipfuse import _native
+
+    nodes: Any = getattr(_native, "nodes", None)
+    if nodes is None:
+        return f"Python ({getattr(_native, 'no_nodes', _UNKNOWN)})"
+    return f"native, built for torch {nodes.torch_version}"
 
 
 def _devices() -> str:

@@ -10,6 +10,7 @@ from lipfuse.ops._define import (
     transforming,
     under_autocast,
 )
+from lipfuse.ops._layout import as_matrices
 from lipfuse.ops.bjorck import bjorck, spectral_bjorck
 from lipfuse.ops.evaluate import evaluate, name_for
 from lipfuse.ops.foreach_spectral_normalize import foreach_spectral_normalize
@@ -27,6 +28,7 @@ from lipfuse.ops.symbol_bound import symbol_bound
 
 __all__ = [
     "ORDINARY",
+    "as_matrices",
     "bjorck",
     "evaluate",
     "foreach_orthogonalize",

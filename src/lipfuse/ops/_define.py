@@ -225,6 +225,16 @@ def short_cut(
     return _applied_directly(_direct(name, function, setup, backward, (), first_only=True))
 
 
+def node(name: str, *rule: Callable[..., Any]) -> Callable[..., Any]:
+    """The short cut of this name and rule.
+
+    Where there are nodes for this version of torch, that of ``csrc/autograd/nodes.cpp``: the same,
+    without the interpreter.
+    """
+    native: Optional[Callable[..., Any]] = getattr(_native.nodes, name, None)
+    return native or short_cut(name, *rule)
+
+
 def devices_with_kernels(op: Any) -> frozenset[str]:
     """The types of the devices for which the native library has a kernel of ``op``."""
     has = torch._C._dispatch_has_kernel_for_dispatch_key
@@ -293,7 +303,7 @@ def quick(op: Any, call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _title(name: str) -> str:
-    return "".join(part.title() for part in name.split("::")[1].split("_"))
+    return "".join(part.title() for part in name.rpartition("::")[2].split("_"))
 
 
 def _register(op: Any, with_gradient: Callable[..., Any]) -> None:

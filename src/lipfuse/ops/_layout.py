@@ -1,4 +1,4 @@
-"""Memory layouts of results, for fake versions; as ``csrc/cpu/layout.h`` and ``pooling.h``."""
+"""Weights as matrices; memory layouts of results, as ``csrc/cpu/layout.h`` and ``pooling.h``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,18 @@ import torch
 from torch import Tensor
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def as_matrices(weight: Tensor, groups: int = 1) -> Tensor:
+    """A weight ``(out, in / groups, k...)`` as ``groups`` matrices; 0: it is a batch of them."""
+    if groups > 1:
+        return weight.reshape(groups, weight.shape[0] // groups, -1)
+    return weight if groups == 0 or weight.dim() == 2 else weight.flatten(1)
+
+
+def shaped_like(matrices: Tensor, weight: Tensor) -> Tensor:
+    """The opposite: matrices as the weight that they were."""
+    return matrices if matrices.shape == weight.shape else matrices.reshape(weight.shape)
 
 
 def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:

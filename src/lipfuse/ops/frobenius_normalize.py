@@ -12,8 +12,8 @@ from lipfuse.ops._define import (
     define,
     differentiable,
     goes_direct,
+    node,
     once_differentiable,
-    short_cut,
 )
 
 
@@ -81,13 +81,13 @@ def _backward_weight(ctx: Any, grad: Optional[Tensor]) -> tuple[Any, ...]:
     return *_backward(ctx, grad), None
 
 
-_short_cut = short_cut("lipfuse::frobenius_weight", _normalize_weight, _setup, _backward_weight)
+_weight = node("frobenius_weight", _normalize_weight, _setup, _backward_weight)
 
 
 def frobenius_normalize(weight: Tensor, eps: float, scale: float, dims: int = 1) -> Tensor:
     """``scale * weight / norm``; the last ``dims`` dimensions make up one vector."""
     if not torch.compiler.is_compiling() and goes_direct(weight):
-        out: Tensor = _short_cut(weight, eps, scale, dims)
+        out: Tensor = _weight(weight, eps, scale, dims)
         return out
     rows, _ = _call(_rows(weight, dims), eps, scale)
     return _unrows(rows, weight, dims)

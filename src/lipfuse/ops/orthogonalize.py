@@ -13,12 +13,13 @@ from lipfuse.ops._define import (
     define,
     differentiable,
     goes_direct,
+    node,
     once_differentiable,
-    short_cut,
     transforming,
     wants_gradient,
     with_gradient,
 )
+from lipfuse.ops._layout import as_matrices, shaped_like
 
 # The gradient's linear solve is stopped at this multiple of the forward's tolerance, relative.
 _SOLVE = 10
@@ -77,17 +78,45 @@ _call = differentiable(_orthogonalize, _setup, _backward, auxiliary=(1, 2))
 _tangent_call = with_gradient(
     "lipfuse::orthogonalize_tangent", _call, _setup, _tangent_backward, auxiliary=(1, 2)
 )
-_short_cut = short_cut("lipfuse::orthogonal_weight", _orthogonalize, _setup, _backward)
-_tangent_short_cut = short_cut(
-    "lipfuse::orthogonal_weight_tangent", _orthogonalize, _setup, _tangent_backward
-)
 
 
-def orthogonal_weight(weight: Tensor, tol: float, scale: float, tangent: bool = False) -> Tensor:
-    """``scale * Q`` alone, by the shortest way there is for this weight."""
+def _normalise_weight(
+    weight: Tensor, groups: int, tol: float, solve_tol: float, scale: float, tangent: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    out, root, info = _orthogonalize(as_matrices(weight, groups), tol, scale, True)
+    return shaped_like(out, weight), root, info
+
+
+def _setup_weight(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(inputs[0], *output)
+    ctx.settings = inputs[1], *inputs[3:]
+
+
+def _backward_weight(ctx: Any, grad: Optional[Tensor]) -> tuple[Any, ...]:
+    out = None
+    if grad is not None:
+        groups, tol, scale, tangent = ctx.settings
+        weight, orthogonal, root, info = ctx.saved_tensors
+        matrices = [as_matrices(x, groups) for x in (grad, weight, orthogonal)]
+        out = _orthogonalize_backward(*matrices, root, info, tol, scale, tangent)
+        out = shaped_like(out, weight)
+    return (out, *(None,) * 5)
+
+
+_weight = node("orthogonal_weight", _normalise_weight, _setup_weight, _backward_weight)
+
+
+def orthogonal_weight(
+    weight: Tensor, tol: float, scale: float, tangent: bool = False, groups: int = 0
+) -> Tensor:
+    """``scale * Q`` alone, by the shortest way there is for this weight.
+
+    Of a batch of matrices, or of a weight ``(out, ...)`` as ``groups`` matrices below each other.
+    """
     if not torch.compiler.is_compiling() and goes_direct(weight):
-        return (_tangent_short_cut if tangent else _short_cut)(weight, tol, scale, True)
-    return orthogonalize(weight, tol, scale, tangent)[0]
+        out: Tensor = _weight(weight, groups, tol, _SOLVE * tol, scale, tangent)
+        return out
+    return shaped_like(orthogonalize(as_matrices(weight, groups), tol, scale, tangent)[0], weight)
 
 
 def orthogonalize(

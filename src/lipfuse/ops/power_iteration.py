@@ -7,14 +7,15 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from lipfuse import reference
+from lipfuse import _native, reference
 from lipfuse.ops._define import (
     define,
     differentiable,
     goes_direct,
+    node,
     once_differentiable,
-    short_cut,
 )
+from lipfuse.ops._layout import as_matrices, shaped_like
 
 # ---- sigma ---------------------------------------------------------------------------------------
 
@@ -123,37 +124,54 @@ def spectral_normalize(
     return out, sigma, u, v
 
 
-def _advance(weight: Tensor, u: Tensor, v: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    output: tuple[Tensor, ...] = _normalize(weight, u, v, *arguments)
-    torch._foreach_copy_((u, v), output[2:])
-    return output
+def _advance(
+    weight: Tensor, u: Tensor, v: Tensor, n_iterations: int, eps: float
+) -> tuple[Tensor, ...]:
+    out, *rest = _normalize(as_matrices(weight), u, v, n_iterations, eps, 1.0)
+    torch._foreach_copy_((u, v), rest[1:])
+    return shaped_like(out, weight), *rest
 
 
 def _setup_weight(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(inputs[0], *output)
-    ctx.eps, ctx.scale = inputs[4], inputs[5]
+    ctx.eps = inputs[4]
 
 
 def _backward_weight(ctx: Any, grad: Optional[Tensor]) -> tuple[Any, ...]:
     out = None
     if grad is not None:
         weight, normalized, sigma, u, v = ctx.saved_tensors
-        function = _normalize_backward
-        if torch.is_grad_enabled():  # by the plain formula, from a sigma that depends on W
-            function = reference.spectral_normalize_backward
-            sigma = torch.einsum("...m,...mn,...n->...", u, weight, v)
-        out = function(grad, None, normalized, sigma, u, v, ctx.eps, ctx.scale)
-    return out, None, None, None, None, None
+        if torch.is_grad_enabled():
+            out = _again(grad, weight, normalized, u, v, ctx.eps)
+        else:
+            matrices = as_matrices(grad), None, as_matrices(normalized)
+            out = shaped_like(_normalize_backward(*matrices, sigma, u, v, ctx.eps, 1.0), weight)
+    return (out, *(None,) * 4)
 
 
-_short_cut = short_cut("lipfuse::spectral_weight", _advance, _setup_weight, _backward_weight)
+def _again(
+    grad: Tensor, weight: Tensor, normalized: Tensor, u: Tensor, v: Tensor, eps: float
+) -> Tensor:
+    """The same by the plain formula, of a sigma that depends on W: it can be differentiated."""
+    sigma = torch.einsum("...m,...mn,...n->...", u, as_matrices(weight), v)
+    matrices = as_matrices(grad), None, as_matrices(normalized)
+    out = reference.spectral_normalize_backward(*matrices, sigma, u, v, eps, 1.0)
+    return shaped_like(out, weight)
+
+
+_weight = node("spectral_weight", _advance, _setup_weight, _backward_weight)
+if _native.nodes:
+    _native.nodes.differentiate_spectral_weight_by(_again)
 
 
 def spectral_weight(weight: Tensor, u: Tensor, v: Tensor, n_iterations: int, eps: float) -> Tensor:
-    """``weight / sigma`` alone, by the shortest way there is; u and v are advanced in place."""
+    """``weight / sigma`` alone, by the shortest way there is; u and v are advanced in place.
+
+    Of a weight ``(out, ...)``, taken as one matrix.
+    """
     if not torch.compiler.is_compiling() and goes_direct(weight):
-        out: Tensor = _short_cut(weight, u, v, n_iterations, eps, 1.0)
+        out: Tensor = _weight(weight, u, v, n_iterations, eps)
         return out
-    out, _, new_u, new_v = spectral_normalize(weight, u, v, n_iterations, eps, 1.0)
+    out, _, new_u, new_v = spectral_normalize(as_matrices(weight), u, v, n_iterations, eps, 1.0)
     torch._foreach_copy_((u, v), (new_u.detach(), new_v.detach()))
-    return out
+    return shaped_like(out, weight)

@@ -60,7 +60,7 @@ class SpectralNorm(nn.Module):
         if weight.dim() == 1:
             return
         with torch.no_grad():
-            w = self._matrix(weight)
+            w = as_matrices(weight.movedim(self.dim, 0))
             w = w.float() if w.dtype in HALF else w
             u = unit_vectors((w.shape[0],), w)
             # A good start, as torch does it.
@@ -68,28 +68,24 @@ class SpectralNorm(nn.Module):
         self.register_buffer("_u", u)
         self.register_buffer("_v", v)
 
-    def _matrix(self, weight: Tensor) -> Tensor:
-        return weight.movedim(self.dim, 0).flatten(1)
-
     def forward(self, weight: Tensor) -> Tensor:
         if is_sharded(weight):
             return whole(self.forward, weight)
         if weight.dim() == 1:
             return frobenius_normalize(weight, eps=self.eps)
-        w = weight if weight.dim() == 2 and self.dim == 0 else self._matrix(weight)
+        moved = weight.movedim(self.dim, 0) if self.dim else weight
         u, v = self._u, self._v
         advancing = self.training and not recomputing()
         n = self.n_power_iterations if advancing else 0
-        if advancing and w.dtype == u.dtype and w.dtype not in HALF:
-            out = ops.spectral_weight(w, u, v, n, self.eps)
+        if advancing and weight.dtype == u.dtype and weight.dtype not in HALF:
+            out = ops.spectral_weight(moved, u, v, n, self.eps)
         else:
+            w = as_matrices(moved)
             out, _, new_u, new_v = spectral_normalize(w, u, v, n_iterations=n, eps=self.eps)
             if advancing:
                 torch._foreach_copy_((u, v), (new_u.detach(), new_v.detach()))
-        if w is weight:
-            return out
-        moved = weight.movedim(self.dim, 0).shape
-        return out.reshape(moved).movedim(0, self.dim)
+            out = out.reshape(moved.shape)
+        return out.movedim(0, self.dim) if self.dim else out
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         return weight

@@ -14,20 +14,14 @@ from .._checks import check_choice, check_positive, check_positive_int
 from ..distributed import is_sharded, whole
 from ..functional._conv_symbol import ConvOperator
 from ..functional.normalization import _HALF as HALF
+from ..ops import as_matrices
 
-__all__ = ["HALF", "ComputedWeight", "LipschitzWeight"]
+__all__ = ["HALF", "ComputedWeight", "LipschitzWeight", "as_matrices"]
 
 TRAINING_TOL = 1e-4
 """Accuracy of the polar factor in training: of ‖I - QᵀQ‖ in the Frobenius norm."""
 EVAL_TOL = 1e-7
 """Accuracy of the polar factor outside training, where it is computed in float64."""
-
-
-def as_matrices(weight: Tensor, groups: int = 1) -> Tensor:
-    """A weight ``(out, in / groups, k...)`` as ``groups`` matrices, or as one."""
-    if groups == 1:
-        return weight if weight.dim() == 2 else weight.flatten(1)
-    return weight.reshape(groups, weight.shape[0] // groups, -1)
 
 
 def unit_vectors(size: Sequence[int], like: Tensor) -> Tensor:
@@ -285,13 +279,13 @@ class LipschitzWeight(ComputedWeight):
             self.training
             and type(weight) is nn.Parameter
             and weight.dtype is torch.float32
-            and weight.dim() == 2
             and self.method == "polar"
+            and self.operator is None
             and not ops.under_autocast(weight)
             and weight.numel()
         ):  # the common case, without the steps it does not need
             tangent = self.backward == "tangent"
-            return ops.orthogonal_weight(weight, TRAINING_TOL, self.scale, tangent)
+            return ops.orthogonal_weight(weight, TRAINING_TOL, self.scale, tangent, self.groups)
         if is_sharded(weight):
             return whole(self.forward, weight)
         w = as_matrices(weight, self.groups)
