@@ -45,13 +45,13 @@ inline Parallel torch_threads() {
     return threads > 1 ? Parallel{threads, run_on_torch_threads, nullptr} : Parallel{};
 }
 
-// Calls f(parallel) once, with as many of torch's threads at its side as `work`, in multiplications,
-// is worth. Where cores are far apart a pass costs a microsecond more, which for a 64 x 64 matrix is
-// more than the other cores' help.
+// Calls f(parallel) once, with one of torch's threads at its side for every `least` of the `work`, in
+// multiplications. Where cores are far apart a pass costs a microsecond more, which for a 64 x 64
+// matrix is more than the other cores' help.
 template <class F>
-void in_team(double work, F f) {
+void in_team(double work, F f, double least = 4e5) {
     const int threads =
-        static_cast<int>(std::min(double(threads_there_are()), std::max(1.0, work / 4e5)));
+        static_cast<int>(std::min(double(threads_there_are()), std::max(1.0, work / least)));
     if (threads <= 1) return f(Parallel{});
     Team team(threads);
     torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t) {

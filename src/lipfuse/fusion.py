@@ -60,11 +60,11 @@ def parameters_of(chain: Any) -> list[Tensor]:
     return [p for p in chain._parameters.values() if p is not None]
 
 
-def _hand_out(chains: list[Any], process_group: Any) -> None:
+def _hand_out(before: _Before) -> None:
     """Normalises all weights and hands each to its layer."""
+    process_group = before.process_group
     calls: dict[tuple[Any, ...], list[tuple[Any, list[Any]]]] = {}
-    for chain in chains:
-        step = chain[0]
+    for chain, step in zip(before.chains, before.steps):
         if not step.training:
             continue  # outside training every layer computes to full accuracy on its own
         parameters = parameters_of(chain)
@@ -106,7 +106,7 @@ class _Before:
         if torch.compiler.is_compiling() or parametrize._cache_enabled:
             return  # a compiler sees the whole graph anyway; a cache computes each weight once
         if any(step.training for step in self.steps):
-            _hand_out(self.chains, self.process_group)
+            _hand_out(self)
 
 
 class _After:
@@ -233,7 +233,7 @@ def normalize_once(model: nn.Module) -> Iterator[None]:
         pairs = []
         try:
             for before in fused:
-                _hand_out(before.chains, before.process_group)
+                _hand_out(before)
             for module, name in computed:
                 weight = getattr(module, name)
                 leaf = weight.detach().requires_grad_(weight.requires_grad)

@@ -138,10 +138,12 @@ class ComputedWeight(nn.Module):
         given = self.given.get(get_ident()) if self.given else None
         if given is not None:
             hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
-            self._given_again = None if hooks is None else given
-        elif self._given_again is not None and not recomputing():
-            self._given_again = None
-        return self._given_again if given is None else given
+            again = None if hooks is None else given
+        else:
+            again = self._given_again if recomputing() else None
+        if again is not self._given_again:  # setting a module's attribute takes a microsecond
+            self._given_again = again
+        return again if given is None else given
 
     def _to_full_accuracy(self, scale: float, *parameters: Tensor) -> Tensor:
         """The weight in float64, from finite parameters in float64."""
