@@ -15,8 +15,10 @@ import tools
 import torch
 from torch import Tensor, nn
 
+import lipfuse.nn as lnn
 from lipfuse import _native
-from lipfuse.ops import _define, orthogonal_weight, spectral_weight
+from lipfuse.ops import _define
+from lipfuse.parametrizations import spectral_norm
 
 nodes: Any = _native.nodes
 needs_nodes = pytest.mark.skipif(
@@ -24,27 +26,54 @@ needs_nodes = pytest.mark.skipif(
 )
 
 Settings = tuple[Any, ...]
-Weight = Callable[..., Tensor]
+Node = Callable[..., Tensor]
 
 
-def python_node(name: str) -> Weight:
+def python_node(name: str, file: str, function: str) -> Node:
     """The node that other versions of torch use."""
-    file = {"orthogonal_weight": "orthogonalize", "spectral_weight": "power_iteration"}[name]
     ops: Any = sys.modules[f"lipfuse.ops.{file}"]
-    function = {"orthogonalize": "_normalise_weight", "power_iteration": "_advance"}[file]
     return _define.short_cut(name, getattr(ops, function), ops._setup_weight, ops._backward_weight)
 
 
-PYTHON = {name: python_node(name) for name in ("orthogonal_weight", "spectral_weight")}
+def general(file: str, function: str) -> Node:
+    ops: Any = sys.modules[f"lipfuse.ops.{file}"]
+    found: Node = getattr(ops, function)
+    return found
+
+
+PYTHON: dict[str, Node] = {
+    "orthogonal_weight": python_node("orthogonal_weight", "orthogonalize", "_normalise_weight"),
+    "spectral_weight": python_node("spectral_weight", "power_iteration", "_advance"),
+    "frobenius_weight": python_node("frobenius_weight", "frobenius_normalize", "_normalize_weight"),
+    "sort_pairs": general("sort_pairs", "_sorted_pairs"),
+    "max_min": general("max_min", "_parts"),
+    "l2_norm_pool2d": general("l2_norm_pool2d", "_call"),
+    "scaled_avg_pool2d": general("scaled_avg_pool2d", "_call"),
+}
 NATIVE = {name: getattr(nodes, name, PYTHON[name]) for name in PYTHON}
+SAVED = {
+    "orthogonal_weight": 4,
+    "spectral_weight": 5,
+    "frobenius_weight": 3,
+    "sort_pairs": 1,
+    "max_min": 1,
+    "l2_norm_pool2d": 1,
+    "scaled_avg_pool2d": 0,
+}
 both = pytest.mark.parametrize("kind", [PYTHON, NATIVE], ids=["Python", "native"])
 every_name = pytest.mark.parametrize("name", list(PYTHON))
 
 
-def settings_of(name: str, weight: Tensor) -> Settings:
+def settings_of(name: str, input: Tensor) -> Settings:
     if name == "orthogonal_weight":
         return 1, 1e-4, 1e-3, 0.7, False
-    return *vectors(weight), 1, 1e-12
+    if name == "spectral_weight":
+        return *vectors(input), 1, 1e-12
+    if name == "frobenius_weight":
+        return 1e-12, 0.7, input.dim() - 1
+    if name in ("sort_pairs", "max_min"):
+        return 1 - input.dim(), 0.7
+    return 2, 2, True, 0.7
 
 
 def vectors(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,11 +88,11 @@ def parameter(*shape: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:
 # ---- the same numbers ----------------------------------------------------------------------------
 
 
-def value_and_gradient(call: Weight, weight: Tensor, settings: Settings) -> list[Tensor]:
-    out = call(weight, *settings)
-    assert out.shape == weight.shape
-    grad = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))
-    return [out, *torch.autograd.grad(out, weight, grad)]
+def value_and_gradient(call: Node, input: Tensor, settings: Settings) -> list[Tensor]:
+    out = call(input, *settings)
+    generator = torch.Generator().manual_seed(1)
+    grad = torch.randn(out.shape, generator=generator).to(out.dtype)
+    return [out, *torch.autograd.grad(out, input, grad)]
 
 
 @needs_nodes
@@ -85,6 +114,7 @@ def test_orthogonal_weights_are_equal(dtype: torch.dtype, tangent: bool) -> None
         settings = (groups, 1e-4, 1e-3, 0.7, tangent)
         found = value_and_gradient(nodes.orthogonal_weight, weight, settings)
         expected = value_and_gradient(PYTHON["orthogonal_weight"], weight, settings)
+        assert found[0].shape == weight.shape
         assert tools.equal_bits(found, expected), (shape, groups)
 
 
@@ -101,25 +131,70 @@ def test_spectral_weights_and_their_vectors_are_equal() -> None:
         assert tools.equal_bits(*results), shape
 
 
+@needs_nodes
+def test_frobenius_weights_are_equal() -> None:
+    for shape in ((5, 3), (6, 2, 3, 3)):
+        for dims in range(1, len(shape) + 1):
+            weight = parameter(*shape)
+            settings = (1e-12, 0.7, dims)
+            found = value_and_gradient(nodes.frobenius_weight, weight, settings)
+            expected = value_and_gradient(PYTHON["frobenius_weight"], weight, settings)
+            assert tools.equal_bits(found, expected), (shape, dims)
+
+
+@needs_nodes
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_activations_and_pools_are_equal(dtype: torch.dtype) -> None:
+    for shape in ((4, 6), (3, 4, 5, 7)):
+        x = torch.randn(shape).to(dtype).requires_grad_()
+        last = x.detach().clone()
+        if len(shape) == 4:
+            last = last.to(memory_format=torch.channels_last)
+        settings: list[tuple[str, Settings]] = [
+            (name, (dim, scale))
+            for name in ("sort_pairs", "max_min")
+            for dim, scale in ((1 - len(shape), 1.0), (1 - len(shape), 0.3))
+        ]
+        if len(shape) == 4:
+            settings += [
+                (name, (*kernel, ceil_mode, scale))
+                for name in ("l2_norm_pool2d", "scaled_avg_pool2d")
+                for kernel, ceil_mode, scale in (((2, 2), False, 1.0), ((3, 2), True, 0.3))
+            ]
+        for name, rest in settings:
+            for input in (x, last.requires_grad_()):
+                found = value_and_gradient(NATIVE[name], input, rest)
+                expected = value_and_gradient(PYTHON[name], input, rest)
+                assert tools.equal_bits(found, expected), (name, shape, rest)
+                strides = [[t.stride() for t in result] for result in (found, expected)]
+                assert strides[0] == strides[1]
+
+
 @every_name
 @both
-def test_any_layout_of_weight_and_gradient(kind: dict[str, Weight], name: str) -> None:
-    plain = parameter(6, 2, 3, 3)
+def test_any_layout_of_input_and_gradient(kind: dict[str, Node], name: str) -> None:
+    plain = parameter(6, 2, 4, 4)
     last = nn.Parameter(plain.detach().to(memory_format=torch.channels_last))
     grads = []
-    for weight in (plain, last):
-        out = kind[name](weight, *settings_of(name, weight))
-        grads.append(torch.autograd.grad(out.sum(), weight)[0])  # of a single number, expanded
+    for input in (plain, last):
+        out = kind[name](input, *settings_of(name, input))
+        grads.append(torch.autograd.grad(out.sum(), input)[0])  # of a single number, expanded
     assert torch.allclose(*grads, atol=1e-6)
 
 
 @needs_nodes
-def test_layers_go_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    for weight in (parameter(4, 3), parameter(4, 3, 2, 2)):
-        out = orthogonal_weight(weight, 1e-4, 1.0, groups=1)
-        assert "OrthogonalWeight" in out.grad_fn.name()  # type: ignore[union-attr]
-        out = spectral_weight(weight, *vectors(weight), 1, 1e-12)
-        assert "SpectralWeight" in out.grad_fn.name()  # type: ignore[union-attr]
+@every_name
+def test_empty_tensors(name: str) -> None:
+    for shape in ((0, 2, 4, 4), (4, 0, 4, 4), (0, 0, 2, 2)):
+        outcomes = []
+        for kind in (PYTHON, NATIVE):
+            input = parameter(*shape)
+            try:
+                settings = settings_of(name, input)
+                outcomes.append([t.shape for t in value_and_gradient(kind[name], input, settings)])
+            except RuntimeError as error:
+                outcomes.append([str(error)])
+        assert outcomes[0] == outcomes[1], shape
 
 
 # ---- the same place in the graph -----------------------------------------------------------------
@@ -127,31 +202,37 @@ def test_layers_go_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @every_name
 @both
-def test_changes_before_the_backward_are_an_error(kind: dict[str, Weight], name: str) -> None:
-    weight = parameter(4, 3)
-    call = lambda: kind[name](weight, *settings_of(name, weight))  # noqa: E731
-    out = call()
+def test_changes_before_the_backward_are_an_error(kind: dict[str, Node], name: str) -> None:
+    input = parameter(4, 2, 4, 4)
+    settings = settings_of(name, input)
+    out = kind[name](input, *settings)
     with torch.no_grad():
-        weight.mul_(2)
+        input.mul_(2)
+    if name in ("sort_pairs", "max_min", "scaled_avg_pool2d"):  # they do not keep it
+        out.sum().backward()
+        kind[name](input, *settings).mul_(2).sum().backward()
+        return
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.sum().backward()
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        call().mul_(2).sum().backward()
+    if name != "l2_norm_pool2d":
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            kind[name](input, *settings).mul_(2).sum().backward()
 
 
 @every_name
 @both
-def test_a_second_backward_needs_the_graph(kind: dict[str, Weight], name: str) -> None:
-    weight = parameter(4, 3)
-    out = kind[name](weight, *settings_of(name, weight))
-    first = torch.autograd.grad(out.sum(), weight, retain_graph=True)
-    assert tools.equal_bits(first, torch.autograd.grad(out.sum(), weight))
-    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
-        out.sum().backward()
+def test_a_second_backward_needs_the_graph(kind: dict[str, Node], name: str) -> None:
+    input = parameter(4, 2, 4, 4)
+    out = kind[name](input, *settings_of(name, input)).sum()
+    first = torch.autograd.grad(out, input, retain_graph=True)
+    assert tools.equal_bits(first, torch.autograd.grad(out, input))
+    if SAVED[name]:
+        with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+            out.backward()
 
 
 @both
-def test_second_derivatives_are_refused_or_right(kind: dict[str, Weight]) -> None:
+def test_second_derivatives_are_refused_where_there_are_none(kind: dict[str, Node]) -> None:
     weight = parameter(4, 3, dtype=torch.float64)
     name = "orthogonal_weight"
     out = kind[name](weight, *settings_of(name, weight))
@@ -159,20 +240,30 @@ def test_second_derivatives_are_refused_or_right(kind: dict[str, Weight]) -> Non
     with pytest.raises(NotImplementedError, match="has no derivative of its own"):
         grad.sum().backward()
 
-    weight = parameter(4, 3, dtype=torch.float64)
-    u, v = vectors(weight)
-    for shape in ((4, 3), (4, 3, 1, 1)):
-        x = weight.detach().reshape(shape).requires_grad_()
-        assert torch.autograd.gradgradcheck(
-            lambda w: kind["spectral_weight"](w, u.clone(), v.clone(), 0, 1e-12), x
-        )
+
+@pytest.mark.parametrize("name", [name for name in PYTHON if name != "orthogonal_weight"])
+@both
+def test_second_derivatives_are_right_elsewhere(kind: dict[str, Node], name: str) -> None:
+    shapes = ((4, 2, 3, 3), (4, 6)) if "pool" not in name else ((2, 2, 3, 4),)
+    for shape in shapes:
+        input = parameter(*shape, dtype=torch.float64)
+        settings = settings_of(name, input)
+
+        def call(x: Tensor, settings: Settings = settings) -> Tensor:
+            if name == "spectral_weight":
+                u, v, _, eps = settings
+                settings = u.clone(), v.clone(), 0, eps
+            return kind[name](x, *settings)
+
+        assert torch.autograd.gradcheck(call, input)
+        assert torch.autograd.gradgradcheck(call, input)
 
 
 @every_name
 @both
-def test_saved_tensors_go_through_hooks(kind: dict[str, Weight], name: str) -> None:
-    weight = parameter(6, 3)
-    expected = value_and_gradient(kind[name], weight, settings_of(name, weight))
+def test_saved_tensors_go_through_hooks(kind: dict[str, Node], name: str) -> None:
+    input = parameter(6, 2, 4, 4)
+    expected = value_and_gradient(kind[name], input, settings_of(name, input))
     packed, unpacked = [], []
 
     def pack(x: Tensor) -> Tensor:
@@ -184,44 +275,43 @@ def test_saved_tensors_go_through_hooks(kind: dict[str, Weight], name: str) -> N
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        found = value_and_gradient(kind[name], weight, settings_of(name, weight))
+        found = value_and_gradient(kind[name], input, settings_of(name, input))
     assert tools.equal_bits(found, expected)
-    assert len(packed) == len(unpacked) == (4 if name == "orthogonal_weight" else 5)
+    assert len(packed) == len(unpacked) == SAVED[name]
 
 
 @every_name
 @both
-def test_batches_of_gradients(kind: dict[str, Weight], name: str) -> None:
-    weight = parameter(4, 3)
-    out = kind[name](weight, *settings_of(name, weight))
-    grads = torch.randn(3, 4, 3)
-    (found,) = torch.autograd.grad(out, weight, grads, is_grads_batched=True, retain_graph=True)
-    one_by_one = [torch.autograd.grad(out, weight, g, retain_graph=True)[0] for g in grads]
+def test_batches_of_gradients(kind: dict[str, Node], name: str) -> None:
+    input = parameter(4, 2, 4, 4)
+    out = kind[name](input, *settings_of(name, input))
+    grads = torch.randn(3, *out.shape)
+    (found,) = torch.autograd.grad(out, input, grads, is_grads_batched=True, retain_graph=True)
+    one_by_one = [torch.autograd.grad(out, input, g, retain_graph=True)[0] for g in grads]
     assert torch.allclose(found, torch.stack(one_by_one), atol=1e-6)
 
 
 @needs_nodes
 @every_name
 @both
-def test_bad_tensors_are_an_error_without_a_back_trace(kind: dict[str, Weight], name: str) -> None:
-    bad = nn.Parameter(torch.randn(4, 3).to(torch.bfloat16))
+def test_bad_tensors_are_an_error_without_a_back_trace(kind: dict[str, Node], name: str) -> None:
     settings = settings_of(name, parameter(4, 3))
     with pytest.raises(RuntimeError, match="lipfuse: ") as caught:
-        kind[name](bad, *settings)
+        kind[name](nn.Parameter(torch.randn(4, 3) * 1j), *settings)
     assert "frame #" not in str(caught.value)
 
 
 @every_name
 @both
-def test_threads_do_not_wait_for_each_other(kind: dict[str, Weight], name: str) -> None:
-    weights = [parameter(24, 24) for _ in range(3)]
-    expected = [value_and_gradient(kind[name], w, settings_of(name, w)) for w in weights]
+def test_threads_do_not_wait_for_each_other(kind: dict[str, Node], name: str) -> None:
+    inputs = [parameter(8, 2, 4, 4) for _ in range(3)]
+    settings = [[settings_of(name, x) for x in inputs] for _ in range(20)]
+    expected = [value_and_gradient(kind[name], x, settings_of(name, x)) for x in inputs]
     found: dict[int, list[Tensor]] = {}
 
     def run(i: int) -> None:
-        for _ in range(20):
-            settings = settings_of(name, weights[i])
-            found[i] = value_and_gradient(kind[name], weights[i], settings)
+        for each in settings:
+            found[i] = value_and_gradient(kind[name], inputs[i], each[i])
 
     threads = [threading.Thread(target=run, args=(i,)) for i in range(3)]
     for thread in threads:
@@ -233,6 +323,22 @@ def test_threads_do_not_wait_for_each_other(kind: dict[str, Weight], name: str) 
 
 
 # ---- which are used ------------------------------------------------------------------------------
+
+
+@needs_nodes
+def test_layers_go_by_them() -> None:
+    x = torch.randn(2, 2, 6, 6, requires_grad=True)
+    for name, out in {
+        "OrthogonalWeight": lnn.SpectralLinear(3, 4).weight,
+        "OrthogonalWeight>": lnn.SpectralConv2d(4, 4, 3, groups=2).weight,
+        "SpectralWeight": spectral_norm(nn.Conv2d(2, 4, 3)).weight,
+        "FrobeniusWeight": lnn.FrobeniusConv2d(2, 4, 3).weight,
+        "SortPairs": lnn.GroupSort2()(x),
+        "MaxMin": lnn.MaxMin()(x),
+        "L2NormPool2d": lnn.ScaledL2NormPool2d(2)(x),
+        "ScaledAvgPool2d": lnn.ScaledAvgPool2d(2)(x),
+    }.items():
+        assert name in str(out.grad_fn.name()), name  # type: ignore[union-attr]
 
 
 @needs_nodes

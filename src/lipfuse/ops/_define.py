@@ -225,14 +225,40 @@ def short_cut(
     return _applied_directly(_direct(name, function, setup, backward, (), first_only=True))
 
 
-def node(name: str, *rule: Callable[..., Any]) -> Callable[..., Any]:
-    """The short cut of this name and rule.
+def _native_node(name: str, again: Callable[..., Tensor]) -> Optional[Callable[..., Tensor]]:
+    """The node of this name in ``csrc/autograd``, if there are any for this version of torch."""
+    if _native.nodes is None:
+        return None
+    getattr(_native.nodes, name + "_again")(again)
+    found: Callable[..., Tensor] = getattr(_native.nodes, name)
+    return found
 
-    Where there are nodes for this version of torch, that of ``csrc/autograd/nodes.cpp``: the same,
-    without the interpreter.
+
+def node(
+    name: str, *rule: Callable[..., Any], again: Callable[..., Tensor]
+) -> Callable[..., Tensor]:
+    """The short cut of this name and rule, without the interpreter if possible.
+
+    Args:
+        again: ``(grad, *saved, *settings)``, the gradient where it is to be differentiated again.
     """
-    native: Optional[Callable[..., Any]] = getattr(_native.nodes, name, None)
-    return native or short_cut(name, *rule)
+    return _native_node(name, again) or short_cut(name, *rule)
+
+
+def by_node(
+    name: str, call: Callable[..., Tensor], again: Callable[..., Tensor]
+) -> Callable[..., Tensor]:
+    """``call``, or the node of this name if there is one, and :func:`goes_direct` says yes."""
+    native = _native_node(name, again)
+    if native is None:
+        return call
+
+    def quickly(*inputs: Any) -> Tensor:
+        if not torch.compiler.is_compiling() and goes_direct(inputs[0], autocast=False):
+            return native(*inputs)
+        return call(*inputs)
+
+    return quickly
 
 
 def devices_with_kernels(op: Any) -> frozenset[str]:

@@ -10,16 +10,31 @@ from torch import Tensor
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+def merged(tensor: Tensor, dims: int) -> Tensor:
+    """The last ``dims`` dimensions as one.
+
+    By an operation that torch knows of batches of gradients, unlike ``flatten``.
+    """
+    if dims == 1:
+        return tensor
+    if tensor.numel() == 0:
+        return tensor.flatten(-dims)
+    return tensor.reshape(*tensor.shape[: tensor.dim() - dims], -1)
+
+
 def as_matrices(weight: Tensor, groups: int = 1) -> Tensor:
     """A weight ``(out, in / groups, k...)`` as ``groups`` matrices; 0: it is a batch of them."""
     if groups > 1:
         return weight.reshape(groups, weight.shape[0] // groups, -1)
-    return weight if groups == 0 or weight.dim() == 2 else weight.flatten(1)
+    return weight if groups == 0 else merged(weight, weight.dim() - 1)
 
 
-def shaped_like(matrices: Tensor, weight: Tensor) -> Tensor:
-    """The opposite: matrices as the weight that they were."""
-    return matrices if matrices.shape == weight.shape else matrices.reshape(weight.shape)
+def shaped_like(result: Tensor, weight: Tensor) -> Tensor:
+    """A result that nobody else holds in the shape of the weight it is of."""
+    if result.shape == weight.shape:
+        return result
+    out: Tensor = torch.ops.aten._unsafe_view.default(result, weight.shape)
+    return out
 
 
 def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:

@@ -15,6 +15,7 @@ from lipfuse.ops._define import (
     node,
     once_differentiable,
 )
+from lipfuse.ops._layout import merged, shaped_like
 
 
 def _fake(weight: Tensor, eps: float, scale: float) -> tuple[Tensor, Tensor]:
@@ -31,14 +32,6 @@ _normalize = define("frobenius_normalize", _fake)
 _normalize_backward = once_differentiable(define("frobenius_normalize_backward", _fake_backward))
 
 
-def _rows(weight: Tensor, dims: int) -> Tensor:
-    return weight if dims == 1 else weight.flatten(-dims)
-
-
-def _unrows(rows: Tensor, weight: Tensor, dims: int) -> Tensor:
-    return rows if dims == 1 else rows.reshape(weight.shape)
-
-
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(inputs[0], *output)
     ctx.settings = inputs[1:]
@@ -53,15 +46,15 @@ def _gradient(
     scale: float,
     dims: int = 1,
 ) -> Tensor:
-    grad = _rows(grad, dims)
+    grad = merged(grad, dims)
     if torch.is_grad_enabled():  # a second derivative is wanted: plain formulas in W
-        rows = _rows(weight, dims)
+        rows = merged(weight, dims)
         norm = torch.linalg.vector_norm(rows, dim=-1)
         rows = rows * (scale / norm.clamp_min(eps)).unsqueeze(-1)
         out = reference.frobenius_normalize_backward(grad, rows, norm, eps, scale)
     else:
-        out = _normalize_backward(grad, _rows(normalized, dims), norm, eps, scale)
-    return _unrows(out, weight, dims)
+        out = _normalize_backward(grad, merged(normalized, dims), norm, eps, scale)
+    return shaped_like(out, weight)
 
 
 def _backward(ctx: Any, grad: Optional[Tensor], *_: Any) -> tuple[Any, ...]:
@@ -73,21 +66,25 @@ _call = differentiable(_normalize, _setup, _backward, auxiliary=(1,))
 
 
 def _normalize_weight(weight: Tensor, eps: float, scale: float, dims: int) -> tuple[Tensor, Tensor]:
-    rows, norm = _normalize(_rows(weight, dims), eps, scale)
-    return _unrows(rows, weight, dims), norm
+    rows, norm = _normalize(merged(weight, dims), eps, scale)
+    return shaped_like(rows, weight), norm
+
+
+_setup_weight = _setup
 
 
 def _backward_weight(ctx: Any, grad: Optional[Tensor]) -> tuple[Any, ...]:
     return *_backward(ctx, grad), None
 
 
-_weight = node("frobenius_weight", _normalize_weight, _setup, _backward_weight)
+_weight = node(
+    "frobenius_weight", _normalize_weight, _setup_weight, _backward_weight, again=_gradient
+)
 
 
 def frobenius_normalize(weight: Tensor, eps: float, scale: float, dims: int = 1) -> Tensor:
     """``scale * weight / norm``; the last ``dims`` dimensions make up one vector."""
     if not torch.compiler.is_compiling() and goes_direct(weight):
-        out: Tensor = _weight(weight, eps, scale, dims)
-        return out
-    rows, _ = _call(_rows(weight, dims), eps, scale)
-    return _unrows(rows, weight, dims)
+        return _weight(weight, eps, scale, dims)
+    rows, _ = _call(merged(weight, dims), eps, scale)
+    return shaped_like(rows, weight)

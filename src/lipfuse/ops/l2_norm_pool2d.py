@@ -11,6 +11,7 @@ from torch import Tensor
 from lipfuse import reference
 from lipfuse.ops import _define
 from lipfuse.ops._define import (
+    by_node,
     define,
     differentiable,
     once_differentiable,
@@ -84,14 +85,14 @@ def _backward_formula(
 
 
 _call = quick(_pool, differentiable(_pool, _setup, _backward, auxiliary=(), autocast=False))
+_pool_quickly = by_node("l2_norm_pool2d", _call, again=_backward_formula)
 
 
 def l2_norm_pool2d(
     input: Tensor, kernel: tuple[int, int], ceil_mode: bool, scale: float = 1.0
 ) -> Tensor:
     """``scale`` times the Euclidean norm of each window."""
-    out: Tensor = _call(input, kernel[0], kernel[1], ceil_mode, scale)
-    return out
+    return _pool_quickly(input, kernel[0], kernel[1], ceil_mode, scale)
 
 
 takes = _define.takes(_pool)

@@ -10,6 +10,7 @@ from torch import Tensor
 from lipfuse import reference
 from lipfuse.ops import _define
 from lipfuse.ops._define import (
+    by_node,
     define,
     differentiable,
     once_differentiable,
@@ -55,14 +56,21 @@ def _backward(ctx: Any, grad: Optional[Tensor], *_: Any) -> tuple[Any, ...]:
 _call = quick(_split, differentiable(_split, _setup, _backward, auxiliary=(1,), autocast=False))
 
 
+def _parts(input: Tensor, dim: int, scale: float) -> Tensor:
+    out: Tensor
+    out, _ = _call(input, dim, scale, input.requires_grad and torch.is_grad_enabled())
+    return out
+
+
+_split_quickly = by_node("max_min", _parts, again=reference.max_min_backward)
+
+
 def max_min(input: Tensor, dim: int, scale: float = 1.0) -> Tensor:
     """``scale`` times ``max(input, 0)``, and ``max(-input, 0)`` after it along ``dim``.
 
     A NaN is in both.
     """
-    out: Tensor
-    out, _ = _call(input, dim, scale, input.requires_grad and torch.is_grad_enabled())
-    return out
+    return _split_quickly(input, dim, scale)
 
 
 takes = _define.takes(_split)

@@ -92,18 +92,34 @@ def _setup_weight(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.settings = inputs[1], *inputs[3:]
 
 
+def _weight_gradient(
+    grad: Tensor,
+    weight: Tensor,
+    orthogonal: Tensor,
+    root: Tensor,
+    info: Tensor,
+    groups: int,
+    tol: float,
+    scale: float,
+    tangent: bool,
+) -> Tensor:
+    matrices = [as_matrices(x, groups) for x in (grad, weight, orthogonal)]
+    out = _orthogonalize_backward(*matrices, root, info, tol, scale, tangent)
+    return shaped_like(out, weight)
+
+
 def _backward_weight(ctx: Any, grad: Optional[Tensor]) -> tuple[Any, ...]:
-    out = None
-    if grad is not None:
-        groups, tol, scale, tangent = ctx.settings
-        weight, orthogonal, root, info = ctx.saved_tensors
-        matrices = [as_matrices(x, groups) for x in (grad, weight, orthogonal)]
-        out = _orthogonalize_backward(*matrices, root, info, tol, scale, tangent)
-        out = shaped_like(out, weight)
+    out = None if grad is None else _weight_gradient(grad, *ctx.saved_tensors, *ctx.settings)
     return (out, *(None,) * 5)
 
 
-_weight = node("orthogonal_weight", _normalise_weight, _setup_weight, _backward_weight)
+_weight = node(
+    "orthogonal_weight",
+    _normalise_weight,
+    _setup_weight,
+    _backward_weight,
+    again=_weight_gradient,
+)
 
 
 def orthogonal_weight(
@@ -114,8 +130,7 @@ def orthogonal_weight(
     Of a batch of matrices, or of a weight ``(out, ...)`` as ``groups`` matrices below each other.
     """
     if not torch.compiler.is_compiling() and goes_direct(weight):
-        out: Tensor = _weight(weight, groups, tol, _SOLVE * tol, scale, tangent)
-        return out
+        return _weight(weight, groups, tol, _SOLVE * tol, scale, tangent)
     return shaped_like(orthogonalize(as_matrices(weight, groups), tol, scale, tangent)[0], weight)
 
 

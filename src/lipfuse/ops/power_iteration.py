@@ -7,7 +7,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from lipfuse import _native, reference
+from lipfuse import reference
 from lipfuse.ops._define import (
     define,
     differentiable,
@@ -134,34 +134,32 @@ def _advance(
 
 def _setup_weight(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(inputs[0], *output)
-    ctx.eps = inputs[4]
+    ctx.settings = (inputs[4],)
 
 
-def _backward_weight(ctx: Any, grad: Optional[Tensor]) -> tuple[Any, ...]:
-    out = None
-    if grad is not None:
-        weight, normalized, sigma, u, v = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            out = _again(grad, weight, normalized, u, v, ctx.eps)
-        else:
-            matrices = as_matrices(grad), None, as_matrices(normalized)
-            out = shaped_like(_normalize_backward(*matrices, sigma, u, v, ctx.eps, 1.0), weight)
-    return (out, *(None,) * 4)
-
-
-def _again(
-    grad: Tensor, weight: Tensor, normalized: Tensor, u: Tensor, v: Tensor, eps: float
+def _weight_gradient(
+    grad: Tensor,
+    weight: Tensor,
+    normalized: Tensor,
+    sigma: Tensor,
+    u: Tensor,
+    v: Tensor,
+    eps: float,
 ) -> Tensor:
-    """The same by the plain formula, of a sigma that depends on W: it can be differentiated."""
-    sigma = torch.einsum("...m,...mn,...n->...", u, as_matrices(weight), v)
-    matrices = as_matrices(grad), None, as_matrices(normalized)
-    out = reference.spectral_normalize_backward(*matrices, sigma, u, v, eps, 1.0)
+    function = _normalize_backward
+    if torch.is_grad_enabled():  # by the plain formula, from a sigma that depends on W
+        function = reference.spectral_normalize_backward
+        sigma = torch.einsum("...m,...mn,...n->...", u, as_matrices(weight), v)
+    out = function(as_matrices(grad), None, as_matrices(normalized), sigma, u, v, eps, 1.0)
     return shaped_like(out, weight)
 
 
-_weight = node("spectral_weight", _advance, _setup_weight, _backward_weight)
-if _native.nodes:
-    _native.nodes.differentiate_spectral_weight_by(_again)
+def _backward_weight(ctx: Any, grad: Optional[Tensor]) -> tuple[Any, ...]:
+    out = None if grad is None else _weight_gradient(grad, *ctx.saved_tensors, *ctx.settings)
+    return (out, *(None,) * 4)
+
+
+_weight = node("spectral_weight", _advance, _setup_weight, _backward_weight, again=_weight_gradient)
 
 
 def spectral_weight(weight: Tensor, u: Tensor, v: Tensor, n_iterations: int, eps: float) -> Tensor:
@@ -170,8 +168,7 @@ def spectral_weight(weight: Tensor, u: Tensor, v: Tensor, n_iterations: int, eps
     Of a weight ``(out, ...)``, taken as one matrix.
     """
     if not torch.compiler.is_compiling() and goes_direct(weight):
-        out: Tensor = _weight(weight, u, v, n_iterations, eps)
-        return out
+        return _weight(weight, u, v, n_iterations, eps)
     out, _, new_u, new_v = spectral_normalize(as_matrices(weight), u, v, n_iterations, eps, 1.0)
     torch._foreach_copy_((u, v), (new_u.detach(), new_v.detach()))
     return shaped_like(out, weight)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lipfuse.ops import _define
 from lipfuse.ops._define import (
+    by_node,
     define,
     differentiable,
     quick,
@@ -67,14 +68,14 @@ def _backward(ctx: Any, grad: Optional[Tensor]) -> tuple[Any, ...]:
 
 
 _call = quick(_pool, differentiable(_pool, _setup, _backward, auxiliary=(), autocast=False))
+_pool_quickly = by_node("scaled_avg_pool2d", _call, again=_call_unpool)
 
 
 def scaled_avg_pool2d(
     input: Tensor, kernel: tuple[int, int], ceil_mode: bool, scale: float = 1.0
 ) -> Tensor:
     """``scale`` times the sum of each window over the root of its size."""
-    out: Tensor = _call(input, kernel[0], kernel[1], ceil_mode, scale)
-    return out
+    return _pool_quickly(input, kernel[0], kernel[1], ceil_mode, scale)
 
 
 takes = _define.takes(_pool)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lipfuse.ops import _define
 from lipfuse.ops._define import (
+    by_node,
     define,
     differentiable,
     quick,
@@ -59,14 +60,21 @@ _call_swap = quick(_swap, differentiable(_swap, _setup_swap, _backward, (), auto
 _call = quick(_sort, differentiable(_sort, _setup, _backward, auxiliary=(1,), autocast=False))
 
 
+def _sorted_pairs(input: Tensor, dim: int, scale: float) -> Tensor:
+    out: Tensor
+    out, _ = _call(input, dim, scale, input.requires_grad and torch.is_grad_enabled())
+    return out
+
+
+_sort_quickly = by_node("sort_pairs", _sorted_pairs, again=_call_swap)
+
+
 def sort_pairs(input: Tensor, dim: int, scale: float = 1.0) -> Tensor:
     """``scale`` times ``input`` with the pairs along ``dim`` in ascending order.
 
     A pair with a NaN stays as it is.
     """
-    out: Tensor
-    out, _ = _call(input, dim, scale, input.requires_grad and torch.is_grad_enabled())
-    return out
+    return _sort_quickly(input, dim, scale)
 
 
 takes = _define.takes(_sort)

@@ -138,7 +138,7 @@ class ComputedWeight(nn.Module):
         given = self.given.get(get_ident()) if self.given else None
         if given is not None:
             hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
-            again = None if hooks is None else given
+            again: Optional[Tensor] = None if hooks is None else given
         else:
             again = self._given_again if recomputing() else None
         if again is not self._given_again:  # setting a module's attribute takes a microsecond

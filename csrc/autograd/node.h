@@ -1,0 +1,51 @@
+// What autograd's nodes are made of.
+//
+// What src/lipfuse/ops says of these operators' gradients is said here once more, for eager code on
+// ordinary tensors alone: there the interpreter's share of a small layer's time is more than the
+// kernels'. Unlike the operators this needs torch's own C++ interface, so that it serves the very
+// version of torch it was compiled for; any other uses the Python nodes.
+#pragma once
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/utils/pybind.h>
+
+namespace lipfuse {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+template <class Signature>
+c10::TypedOperatorHandle<Signature> find(const char* name) {
+    return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+// Operators are called past autograd, and views of their results are not known as views.
+using Below = at::AutoDispatchBelowADInplaceOrView;
+
+// A gradient that is to be differentiated again: by a Python function, whose operations are known to
+// autograd or refuse in words.
+class Again {
+public:
+    void operator=(pybind11::function function) { function_ = function.release().ptr(); }
+    explicit operator bool() const { return at::GradMode::is_enabled(); }
+    template <class... Arguments>
+    Tensor operator()(const Arguments&... arguments) const {
+        const pybind11::gil_scoped_acquire gil;
+        return pybind11::handle(function_)(arguments...).template cast<Tensor>();
+    }
+
+private:
+    PyObject* function_ = nullptr;  // never released: at exit there is no interpreter left
+};
+
+// The gradients of a node with so many arguments, of which the first alone has one.
+inline variable_list of_first(int64_t arguments, Tensor gradient) {
+    variable_list all(arguments);
+    all[0] = std::move(gradient);
+    return all;
+}
+
+}  // namespace lipfuse
