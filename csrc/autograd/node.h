@@ -36,6 +36,15 @@ public:
         const pybind11::gil_scoped_acquire gil;
         return pybind11::handle(function_)(arguments...).template cast<Tensor>();
     }
+    // Of several tensors, some of which may be missing.
+    template <class... Arguments>
+    variable_list list(const Arguments&... arguments) const {
+        const pybind11::gil_scoped_acquire gil;
+        variable_list result;
+        for (const pybind11::handle item : pybind11::handle(function_)(arguments...))
+            result.push_back(item.is_none() ? Tensor() : item.cast<Tensor>());
+        return result;
+    }
 
 private:
     PyObject* function_ = nullptr;  // never released: at exit there is no interpreter left

@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <tuple>
+#include <vector>
 
 #include "node.h"
 
@@ -140,6 +141,58 @@ struct FrobeniusWeight : torch::autograd::Function<FrobeniusWeight> {
         const Tensor out =
             op.call(merged(grads[0], dims), merged(saved[1], dims), saved[2], eps, scale);
         return of_first(4, shaped_like(out, saved[0]));
+    }
+};
+
+// scale * Q of many weights at once: the backward runs once, when all their gradients are there.
+struct OrthogonalWeights : torch::autograd::Function<OrthogonalWeights> {
+    static inline Again again;
+    using Integers = std::vector<int64_t>;
+    using Numbers = std::vector<double>;
+
+    static variable_list forward(AutogradContext* ctx, at::TensorList weights,
+                                 const Integers& groups, const Numbers& scales, double tol,
+                                 double solve_tol, bool tangent) {
+        static const auto op = find<std::tuple<variable_list, variable_list, Tensor>(
+            at::TensorList, at::IntArrayRef, at::ArrayRef<double>, double, bool)>(
+            "lipfuse::foreach_orthogonalize");
+        const Below below;
+        auto [out, roots, info] = op.call(weights, groups, scales, tol, true);
+        ctx->set_materialize_grads(false);
+        variable_list saved{info};
+        for (const at::TensorList part : {weights, at::TensorList(out), at::TensorList(roots)})
+            saved.insert(saved.end(), part.begin(), part.end());
+        ctx->save_for_backward(std::move(saved));
+        ctx->saved_data["groups"] = groups;
+        ctx->saved_data["scales"] = scales;
+        ctx->saved_data["tol"] = solve_tol;
+        ctx->saved_data["tangent"] = tangent;
+        return out;
+    }
+    static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+        const variable_list saved = ctx->get_saved_variables();
+        const Integers groups = ctx->saved_data["groups"].toIntVector();
+        const Numbers scales = ctx->saved_data["scales"].toDoubleVector();
+        const double tol = ctx->saved_data["tol"].toDouble();
+        const bool tangent = ctx->saved_data["tangent"].toBool();
+        variable_list result;
+        bool all = true;
+        for (const Tensor& grad : grads) all = all && grad.defined();
+        if (again || !all) {
+            result = again.list(grads, saved, groups, scales, tol, tangent);
+        } else {
+            static const auto op =
+                find<variable_list(at::TensorList, at::TensorList, at::TensorList, at::TensorList,
+                                   const Tensor&, at::IntArrayRef, at::ArrayRef<double>, double,
+                                   bool)>("lipfuse::foreach_orthogonalize_backward");
+            const Below below;
+            const size_t n = grads.size();
+            const at::TensorList tensors = at::TensorList(saved).slice(1);
+            result = op.call(grads, tensors.slice(0, n), tensors.slice(n, n),
+                             tensors.slice(2 * n, n), saved[0], groups, scales, tol, tangent);
+        }
+        result.resize(grads.size() + 5);  // the other arguments have none
+        return result;
     }
 };
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from . import ops
-from .ops.orthogonalize import gradients, normalise
+from .ops.orthogonalize import SOLVE, gradients, normalise
 
 __all__ = ["assign", "check_process_group", "cost", "is_sharded", "orthogonalize_shared", "whole"]
 
@@ -164,7 +164,7 @@ class _Shared(torch.autograd.Function):
             results, kept = normalise([weights[i] for i in mine], *own, tol, save)
             if save:
                 ctx.save_for_backward(*kept)
-        ctx.arguments = (exchange, *own, tol, tangent)
+        ctx.arguments = (exchange, *own, SOLVE * tol, tangent)
         ctx.set_materialize_grads(False)
         return tuple(exchange.gather(results))
 

@@ -21,6 +21,7 @@ from lipfuse.ops import _define
 from lipfuse.parametrizations import spectral_norm
 
 nodes: Any = _native.nodes
+orthogonalize: Any = sys.modules["lipfuse.ops.orthogonalize"]
 needs_nodes = pytest.mark.skipif(
     nodes is None, reason=f"no nodes for this torch: {_native.no_nodes}"
 )
@@ -116,6 +117,29 @@ def test_orthogonal_weights_are_equal(dtype: torch.dtype, tangent: bool) -> None
         expected = value_and_gradient(PYTHON["orthogonal_weight"], weight, settings)
         assert found[0].shape == weight.shape
         assert tools.equal_bits(found, expected), (shape, groups)
+
+
+@needs_nodes
+@pytest.mark.parametrize("tangent", [False, True])
+def test_lists_of_orthogonal_weights_are_equal(tangent: bool) -> None:
+    weights = [parameter(*shape) for shape in ((5, 5), (6, 2, 3, 3), (7, 4), (4, 7))]
+    arguments = [1, 2, 1, 1], [1.0, 0.5, 2.0, 1.0], 1e-4, 1e-3, tangent
+    results = []
+    for call in (nodes.orthogonal_weights, orthogonalize._foreach_by_python):
+        out = call(weights, *arguments)
+        assert [o.shape for o in out] == [w.shape for w in weights]
+        grads = [torch.randn(o.shape, generator=torch.Generator().manual_seed(2)) for o in out]
+        results.append([*out, *torch.autograd.grad(out, weights, grads)])
+        # Some of them alone: the others have no gradient, not one of zeros.
+        out = call(weights, *arguments)
+        some = torch.autograd.grad(out[1:3], weights, grads[1:3], allow_unused=True)
+        assert [g is None for g in some] == [True, False, False, True]
+        results[-1] += [g for g in some if g is not None]
+        out = call(weights, *arguments)
+        (grad,) = torch.autograd.grad(out[0].square().sum(), weights[:1], create_graph=True)
+        with pytest.raises(NotImplementedError, match="has no derivative of its own"):
+            grad.sum().backward()
+    assert tools.equal_bits(*results)
 
 
 @needs_nodes

@@ -225,12 +225,12 @@ def short_cut(
     return _applied_directly(_direct(name, function, setup, backward, (), first_only=True))
 
 
-def _native_node(name: str, again: Callable[..., Tensor]) -> Optional[Callable[..., Tensor]]:
+def native_node(name: str, again: Callable[..., Any]) -> Optional[Callable[..., Any]]:
     """The node of this name in ``csrc/autograd``, if there are any for this version of torch."""
     if _native.nodes is None:
         return None
     getattr(_native.nodes, name + "_again")(again)
-    found: Callable[..., Tensor] = getattr(_native.nodes, name)
+    found: Callable[..., Any] = getattr(_native.nodes, name)
     return found
 
 
@@ -242,14 +242,14 @@ def node(
     Args:
         again: ``(grad, *saved, *settings)``, the gradient where it is to be differentiated again.
     """
-    return _native_node(name, again) or short_cut(name, *rule)
+    return native_node(name, again) or short_cut(name, *rule)
 
 
 def by_node(
     name: str, call: Callable[..., Tensor], again: Callable[..., Tensor]
 ) -> Callable[..., Tensor]:
     """``call``, or the node of this name if there is one, and :func:`goes_direct` says yes."""
-    native = _native_node(name, again)
+    native = native_node(name, again)
     if native is None:
         return call
 

@@ -13,6 +13,7 @@ from lipfuse.ops._define import (
     define,
     differentiable,
     goes_direct,
+    native_node,
     node,
     once_differentiable,
     transforming,
@@ -21,8 +22,8 @@ from lipfuse.ops._define import (
 )
 from lipfuse.ops._layout import as_matrices, shaped_like
 
-# The gradient's linear solve is stopped at this multiple of the forward's tolerance, relative.
-_SOLVE = 10
+SOLVE = 10
+"""The gradient's linear solve is stopped at this multiple of the forward's tolerance, relative."""
 
 INFO = ("low", "high", "residual", "bound", "stages")
 """What the last dimension of ``info`` holds."""
@@ -66,7 +67,7 @@ def _gradient(tangent: bool) -> Callable[..., tuple[Any, ...]]:
         out = None
         if grad is not None:
             out = _orthogonalize_backward(
-                grad, *ctx.saved_tensors, _SOLVE * ctx.tol, ctx.scale, tangent
+                grad, *ctx.saved_tensors, SOLVE * ctx.tol, ctx.scale, tangent
             )
         return out, None, None, None
 
@@ -130,7 +131,7 @@ def orthogonal_weight(
     Of a batch of matrices, or of a weight ``(out, ...)`` as ``groups`` matrices below each other.
     """
     if not torch.compiler.is_compiling() and goes_direct(weight):
-        return _weight(weight, groups, tol, _SOLVE * tol, scale, tangent)
+        return _weight(weight, groups, tol, SOLVE * tol, scale, tangent)
     return shaped_like(orthogonalize(as_matrices(weight, groups), tol, scale, tangent)[0], weight)
 
 
@@ -209,17 +210,18 @@ def gradients(
     used = [i for i in range(n) if grads[i] is not None]
     out: list[Optional[Tensor]] = [None] * n
     if used:
-        starts = [sum(groups[:i]) for i in range(n)]
-        rows = [r for i in used for r in range(starts[i], starts[i] + groups[i])]
+        if len(used) < n:
+            starts = [sum(groups[:i]) for i in range(n)]
+            info = info[[r for i in used for r in range(starts[i], starts[i] + groups[i])]]
         arguments = (
             [grads[i] for i in used],
             [tensors[i] for i in used],
             [tensors[n + i] for i in used],
             [tensors[2 * n + i] for i in used],
-            info if len(used) == n else info[rows],
+            info,
             [groups[i] for i in used],
             [scales[i] for i in used],
-            _SOLVE * tol,
+            tol,
             tangent,
         )
         with below_autograd():
@@ -246,18 +248,27 @@ class _Foreach(torch.autograd.Function):
         groups: list[int],
         scales: list[float],
         tol: float,
+        solve_tol: float,
         tangent: bool,
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
         out, saved = normalise(weights, groups, scales, tol, True)
         ctx.save_for_backward(*saved)
-        ctx.arguments = (groups, scales, tol, tangent)
+        ctx.arguments = (groups, scales, solve_tol, tangent)
         ctx.set_materialize_grads(False)
         return tuple(out)
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional[Tensor]) -> Any:
-        return None, None, None, None, *gradients(grads, ctx.saved_tensors, *ctx.arguments)
+        none = (None,) * 5
+        return *none, *gradients(grads, ctx.saved_tensors, *ctx.arguments)
+
+
+def _foreach_by_python(weights: Sequence[Tensor], *arguments: Any) -> Any:
+    return _Foreach.apply(*arguments, *weights)
+
+
+_foreach_weights = native_node("orthogonal_weights", gradients) or _foreach_by_python
 
 
 def foreach_orthogonalize(
@@ -276,7 +287,8 @@ def foreach_orthogonalize(
             results.append(orthogonalize(matrices, tol, s, tangent)[0].reshape(w.shape))
         return results
     if torch.is_grad_enabled() and any(w.requires_grad for w in weights):
-        return list(_Foreach.apply(list(groups), list(scales), tol, tangent, *weights))
+        arguments = list(groups), list(scales), tol, SOLVE * tol, tangent
+        return list(_foreach_weights(list(weights), *arguments))
     out: list[Tensor] = _foreach(list(weights), list(groups), list(scales), tol, False)[0]
     return out
 
