@@ -93,6 +93,10 @@ class CMakeBuild(build_ext):
             print("lipfuse: pybind11 was not found, building without lipfuse._kernels")
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(os.cpu_count() or 1)
         subprocess.run([cmake, "-S", str(ROOT), "-B", str(build), *arguments], check=True)
+        # One that could not be built again would otherwise stay, of other sources.
+        for folder in (build, package):
+            for old in folder.glob("_nodes.*.so"):
+                old.unlink()
         command = [cmake, "--build", str(build), "--parallel", jobs]
         if subprocess.run([*command, "--target", "all", "_nodes"]).returncode:
             subprocess.run(command, check=True)

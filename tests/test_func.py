@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import lipfuse
 import lipfuse.nn as lnn
+from lipfuse.parametrizations import bjorck_norm, frobenius_norm, orthogonal, spectral_norm
 
 every_method = pytest.mark.parametrize("method", METHODS)
 
@@ -98,6 +99,26 @@ def test_checkpointed_layers(reentrant: bool) -> None:
             assert torch.allclose(p.grad, q.grad, rtol=1e-3, atol=1e-4), name  # type: ignore[arg-type]
         for c, d in zip(layer.buffers(), other.buffers(), strict=True):
             assert torch.equal(c, d), name  # one step of power iteration, not two
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("register", [spectral_norm, bjorck_norm, orthogonal, frobenius_norm])
+def test_checkpointed_parametrizations(register: Any, reentrant: bool) -> None:
+    for layer, x in (
+        (nn.Linear(6, 4), torch.randn(3, 6)),
+        (nn.Conv2d(2, 4, 3), torch.randn(3, 2, 5, 5)),
+        (nn.ConvTranspose2d(2, 4, 3), torch.randn(3, 2, 5, 5)),
+    ):
+        layer = register(layer)
+        twin = copy.deepcopy(layer)
+        a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+        checkpoint(layer, a, use_reentrant=reentrant).tanh().sum().backward()  # type: ignore[union-attr]
+        twin(b).tanh().sum().backward()
+        assert torch.allclose(a.grad, b.grad, atol=1e-5)  # type: ignore[arg-type]
+        for p, q in zip(layer.parameters(), twin.parameters(), strict=True):
+            assert torch.allclose(p.grad, q.grad, rtol=1e-3, atol=1e-4)  # type: ignore[arg-type]
+        for c, d in zip(layer.buffers(), twin.buffers(), strict=True):
+            assert torch.equal(c, d)
 
 
 def test_checkpointed_segments_of_a_fused_network() -> None:

@@ -20,10 +20,17 @@ inline Tensor merged(const Tensor& tensor, int64_t dims) {
 // A weight (out, ...) as `groups` matrices below each other; for 0 it is a batch of matrices.
 inline Tensor as_matrices(const Tensor& weight, int64_t groups) {
     if (groups > 1) return weight.reshape({groups, weight.size(0) / groups, -1});
-    return groups == 0 ? weight : merged(weight, weight.dim() - 1);
+    if (groups == 0) return weight;
+    return weight.dim() > 1 ? merged(weight, weight.dim() - 1) : weight.flatten(1);
 }
 inline Tensor shaped_like(const Tensor& result, const Tensor& weight) {
     return result.sizes() == weight.sizes() ? result : result.reshape(weight.sizes());
+}
+
+// A result as it is saved: the same numbers, the same count of changes, but not the way back to its node.
+// Where a hook of saved tensors raises, torch drops a node and keeps what it saved, which would keep it.
+inline Tensor to_save(const Tensor& result) {
+    return result.detach();
 }
 
 // scale * Q, the polar factor.
@@ -35,11 +42,15 @@ struct OrthogonalWeight : torch::autograd::Function<OrthogonalWeight> {
         static const auto op =
             find<std::tuple<Tensor, Tensor, Tensor>(const Tensor&, double, double, bool)>(
                 "lipfuse::orthogonalize");
-        const Below below;
-        auto [out, inverse_root, info] = op.call(as_matrices(weight, groups), tol, scale, true);
-        out = shaped_like(out, weight);
+        Tensor out, inverse_root, info;
+        {
+            const Below below;
+            std::tie(out, inverse_root, info) =
+                op.call(as_matrices(weight, groups), tol, scale, true);
+            out = shaped_like(out, weight);
+        }
         ctx->set_materialize_grads(false);
-        ctx->save_for_backward({weight, out, inverse_root, info});
+        ctx->save_for_backward({weight, to_save(out), inverse_root, info});
         ctx->saved_data["groups"] = groups;
         ctx->saved_data["tol"] = solve_tol;
         ctx->saved_data["scale"] = scale;
@@ -86,7 +97,7 @@ struct SpectralWeight : torch::autograd::Function<SpectralWeight> {
         kept_u.copy_(u);
         kept_v.copy_(v);
         ctx->set_materialize_grads(false);
-        ctx->save_for_backward({weight, out, sigma, u, v});
+        ctx->save_for_backward({weight, to_save(out), sigma, u, v});
         ctx->saved_data["eps"] = eps;
         return out;
     }
@@ -116,11 +127,14 @@ struct FrobeniusWeight : torch::autograd::Function<FrobeniusWeight> {
                           int64_t dims) {
         static const auto op = find<std::tuple<Tensor, Tensor>(const Tensor&, double, double)>(
             "lipfuse::frobenius_normalize");
-        const Below below;
-        auto [out, norm] = op.call(merged(weight, dims), eps, scale);
-        out = shaped_like(out, weight);
+        Tensor out, norm;
+        {
+            const Below below;
+            std::tie(out, norm) = op.call(merged(weight, dims), eps, scale);
+            out = shaped_like(out, weight);
+        }
         ctx->set_materialize_grads(false);
-        ctx->save_for_backward({weight, out, norm});
+        ctx->save_for_backward({weight, to_save(out), norm});
         ctx->saved_data["eps"] = eps;
         ctx->saved_data["scale"] = scale;
         ctx->saved_data["dims"] = dims;
@@ -156,12 +170,15 @@ struct OrthogonalWeights : torch::autograd::Function<OrthogonalWeights> {
         static const auto op = find<std::tuple<variable_list, variable_list, Tensor>(
             at::TensorList, at::IntArrayRef, at::ArrayRef<double>, double, bool)>(
             "lipfuse::foreach_orthogonalize");
-        const Below below;
-        auto [out, roots, info] = op.call(weights, groups, scales, tol, true);
+        variable_list out, roots, saved(1);
+        {
+            const Below below;
+            std::tie(out, roots, saved[0]) = op.call(weights, groups, scales, tol, true);
+        }
         ctx->set_materialize_grads(false);
-        variable_list saved{info};
-        for (const at::TensorList part : {weights, at::TensorList(out), at::TensorList(roots)})
-            saved.insert(saved.end(), part.begin(), part.end());
+        saved.insert(saved.end(), weights.begin(), weights.end());
+        for (const Tensor& each : out) saved.push_back(to_save(each));
+        saved.insert(saved.end(), roots.begin(), roots.end());
         ctx->save_for_backward(std::move(saved));
         ctx->saved_data["groups"] = groups;
         ctx->saved_data["scales"] = scales;

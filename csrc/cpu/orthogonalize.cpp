@@ -32,7 +32,7 @@ struct Job {
 
 // Runs f(backend, job) for all: matrices that are a large part of the whole one after the other
 // with all threads inside each, the others side by side, spread by their work. The schedule depends
-// on sizes and thread count alone, so that results are reproducible.
+// on sizes, thread count and instruction set alone, so that results are reproducible.
 template <class T, class F>
 void for_each_job(const std::vector<Job>& jobs, F f) {
     double total = 0;
@@ -63,8 +63,8 @@ void for_each_job(const std::vector<Job>& jobs, F f) {
             for (size_t i : bins[size_t(b)]) f(backend, jobs[i]);
         });
     };
-    // The cores of processors with a tile unit are so far apart that they share a single matrix of up
-    // to 128 rows more slowly than one of them normalises it.
+    // The cores of processors with a tile unit are so far apart that one of them normalises a matrix on
+    // its own as fast as they share it, up to about 128 rows and columns.
     const bool far_apart = kernels<T>().split_product != nullptr;
     in_team(total, run, jobs.size() == 1 && far_apart ? 1.5e6 : 4e5);
 }

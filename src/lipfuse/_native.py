@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -34,18 +36,26 @@ def _load_nodes() -> None:
     global nodes, no_nodes
     if os.environ.get("LIPFUSE_NODES") == "0":
         no_nodes = "LIPFUSE_NODES=0"
-        return
-    try:
-        from lipfuse import _nodes
-    except ImportError as error:  # another torch may lack a symbol
-        no_nodes = f"lipfuse._nodes: {error}"
-        return
-    # What stands behind the headers of torch changes from one version to the next.
-    built_for, here = (v.partition("+")[0] for v in (_nodes.torch_version, torch.__version__))
-    if built_for == here:
-        nodes, no_nodes = _nodes, ""
+    elif importlib.util.find_spec("lipfuse._nodes") is None:
+        no_nodes = "lipfuse._nodes was not built"
     else:
-        no_nodes = f"lipfuse._nodes was built for torch {built_for}"
+        try:
+            from lipfuse import _nodes
+        except ImportError:  # a symbol is missing
+            no_nodes = "lipfuse._nodes was built for another torch"
+            return
+        # What stands behind the headers of torch changes from one version to the next.
+        if same_torch(_nodes.torch_version, torch.__version__):
+            nodes, no_nodes = _nodes, ""
+        else:
+            no_nodes = f"lipfuse._nodes was built for torch {_nodes.torch_version}"
+
+
+def same_torch(a: str, b: str) -> bool:
+    """Whether two builds of torch are of the same source: of a release, for whatever devices."""
+    released = r"(\d+\.\d+\.\d+)(\+(cpu|cu\d+|rocm[\d.]+|xpu))?"
+    first, second = re.fullmatch(released, a), re.fullmatch(released, b)
+    return first[1] == second[1] if first and second else a == b
 
 
 def _load() -> None:

@@ -52,7 +52,7 @@ def _native() -> dict[str, str]:
 
 
 def _nodes() -> str:
-    """Where autograd's nodes for the weights of layers come from."""
+    """Where autograd's nodes for eager code come from."""
     from lipfuse import _native
 
     nodes: Any = getattr(_native, "nodes", None)

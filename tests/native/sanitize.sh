@@ -27,7 +27,7 @@ cmake=("-DLIPFUSE_SANITIZE=address,undefined" -DLIPFUSE_CUDA=OFF "-DPython_EXECU
     "-Dpybind11_DIR=$("$PYTHON" -m pybind11 --cmakedir)" "-DCMAKE_CXX_FLAGS_RELEASE=-O2"
     "-DCMAKE_INSTALL_PREFIX=$OUT/package/lipfuse" "-DCMAKE_CXX_COMPILER=$(command -v "$CXX")")
 cmake -S . -B "$OUT/cmake" -GNinja "${cmake[@]}" >/dev/null
-cmake --build "$OUT/cmake"
+cmake --build "$OUT/cmake" --target all _nodes
 rm -rf "$OUT/package"
 mkdir -p "$OUT/package"
 cp -r src/lipfuse "$OUT/package/"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -304,6 +306,35 @@ def test_saved_tensors_go_through_hooks(kind: dict[str, Node], name: str) -> Non
     assert len(packed) == len(unpacked) == SAVED[name]
 
 
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+@pytest.mark.parametrize("name", [name for name, saved in SAVED.items() if saved])
+@both
+def test_hooks_that_raise_leave_nothing_behind(kind: dict[str, Node], name: str) -> None:
+    """As in a checkpoint, whose recomputation ends where all is there that it has to save."""
+    input = parameter(256, 4, 16, 16)  # 1 MiB
+    settings = settings_of(name, input)
+
+    def refuse(_: Tensor) -> Tensor:
+        raise ValueError("enough")
+
+    def attempt(times: int) -> None:
+        with torch.autograd.graph.saved_tensors_hooks(refuse, refuse):
+            for _ in range(times):
+                with pytest.raises(ValueError, match="enough"):
+                    kind[name](input, *settings)
+
+    attempt(5)
+    gc.collect()
+    before = resident()
+    attempt(30)
+    gc.collect()
+    assert resident() - before < 12 << 20
+
+
 @every_name
 @both
 def test_batches_of_gradients(kind: dict[str, Node], name: str) -> None:
@@ -313,6 +344,20 @@ def test_batches_of_gradients(kind: dict[str, Node], name: str) -> None:
     (found,) = torch.autograd.grad(out, input, grads, is_grads_batched=True, retain_graph=True)
     one_by_one = [torch.autograd.grad(out, input, g, retain_graph=True)[0] for g in grads]
     assert torch.allclose(found, torch.stack(one_by_one), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in PYTHON if "weight" in name])
+def test_forward_mode_is_refused_alike(name: str) -> None:
+    import torch.autograd.forward_ad as fw
+
+    layer: Any = {
+        "orthogonal_weight": lnn.SpectralLinear,
+        "spectral_weight": lambda *size: spectral_norm(nn.Linear(*size)),
+        "frobenius_weight": lnn.FrobeniusLinear,
+    }[name](4, 3)
+    step, original = layer.parametrizations.weight[0], layer.parametrizations.weight.original
+    with fw.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
+        step(fw.make_dual(original, torch.ones_like(original)))
 
 
 @needs_nodes
@@ -352,17 +397,17 @@ def test_threads_do_not_wait_for_each_other(kind: dict[str, Node], name: str) ->
 @needs_nodes
 def test_layers_go_by_them() -> None:
     x = torch.randn(2, 2, 6, 6, requires_grad=True)
-    for name, out in {
-        "OrthogonalWeight": lnn.SpectralLinear(3, 4).weight,
-        "OrthogonalWeight>": lnn.SpectralConv2d(4, 4, 3, groups=2).weight,
-        "SpectralWeight": spectral_norm(nn.Conv2d(2, 4, 3)).weight,
-        "FrobeniusWeight": lnn.FrobeniusConv2d(2, 4, 3).weight,
-        "SortPairs": lnn.GroupSort2()(x),
-        "MaxMin": lnn.MaxMin()(x),
-        "L2NormPool2d": lnn.ScaledL2NormPool2d(2)(x),
-        "ScaledAvgPool2d": lnn.ScaledAvgPool2d(2)(x),
-    }.items():
-        assert name in str(out.grad_fn.name()), name  # type: ignore[union-attr]
+    for name, out in (
+        ("OrthogonalWeight", lnn.SpectralLinear(3, 4).weight),
+        ("OrthogonalWeight", lnn.SpectralConv2d(4, 4, 3, groups=2).weight),
+        ("SpectralWeight", spectral_norm(nn.Conv2d(2, 4, 3)).weight),
+        ("FrobeniusWeight", lnn.FrobeniusConv2d(2, 4, 3).weight),
+        ("SortPairs", lnn.GroupSort2()(x)),
+        ("MaxMin", lnn.MaxMin()(x)),
+        ("L2NormPool2d", lnn.ScaledL2NormPool2d(2)(x)),
+        ("ScaledAvgPool2d", lnn.ScaledAvgPool2d(2)(x)),
+    ):
+        assert name in out.grad_fn.name(), name
 
 
 @needs_nodes
@@ -375,6 +420,18 @@ def test_those_of_another_torch_are_not_used(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(_native, "torch", torch)
     _native._load_nodes()
     assert _native.nodes is nodes and _native.no_nodes == ""
+
+
+def test_which_builds_of_torch_are_the_same() -> None:
+    for a, b, same in (
+        ("2.13.0+cpu", "2.13.0+cu130", True),
+        ("2.13.0", "2.13.0+rocm7.1", True),
+        ("2.13.0+cpu", "2.13.1+cpu", False),
+        ("2.13.0a0+git1111111", "2.13.0a0+git2222222", False),
+        ("2.13.0a0+git1111111", "2.13.0a0+git1111111", True),
+        ("2.13.0", "2.13.0a0+git1111111", False),
+    ):
+        assert _native.same_torch(a, b) is same, (a, b)
 
 
 def test_they_can_be_switched_off() -> None:
@@ -393,4 +450,4 @@ def test_they_can_be_switched_off() -> None:
 @pytest.mark.skipif(not _native.loaded, reason="no native library")
 def test_a_build_for_this_torch_has_them() -> None:
     """Whoever builds here gets them; a wheel has those of one version."""
-    assert nodes is not None or "built for torch" in _native.no_nodes or "=0" in _native.no_nodes
+    assert nodes is not None or "was built for" in _native.no_nodes or "=0" in _native.no_nodes

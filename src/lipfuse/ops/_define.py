@@ -157,6 +157,7 @@ def goes_direct(weight: Tensor, autocast: bool = True) -> bool:
         and torch.is_grad_enabled()
         and type(weight) in ORDINARY
         and not transforming()
+        and torch.autograd.forward_ad._current_level < 0
         # Of what a transform has left behind, the dispatcher finds the tensor that is to have the
         # gradient.
         and not torch._C._functorch.is_functorch_wrapped_tensor(weight)
@@ -227,10 +228,9 @@ def short_cut(
 
 def native_node(name: str, again: Callable[..., Any]) -> Optional[Callable[..., Any]]:
     """The node of this name in ``csrc/autograd``, if there are any for this version of torch."""
-    if _native.nodes is None:
-        return None
-    getattr(_native.nodes, name + "_again")(again)
-    found: Callable[..., Any] = getattr(_native.nodes, name)
+    found: Optional[Callable[..., Any]] = getattr(_native.nodes, name, None)
+    if found is not None:
+        getattr(_native.nodes, name + "_again")(again)
     return found
 
 

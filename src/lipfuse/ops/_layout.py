@@ -26,7 +26,9 @@ def as_matrices(weight: Tensor, groups: int = 1) -> Tensor:
     """A weight ``(out, in / groups, k...)`` as ``groups`` matrices; 0: it is a batch of them."""
     if groups > 1:
         return weight.reshape(groups, weight.shape[0] // groups, -1)
-    return weight if groups == 0 else merged(weight, weight.dim() - 1)
+    if groups == 0:
+        return weight
+    return merged(weight, weight.dim() - 1) if weight.dim() > 1 else weight.flatten(1)
 
 
 def shaped_like(result: Tensor, weight: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from lipfuse.ops._define import (
     once_differentiable,
 )
 from lipfuse.ops._layout import as_matrices, shaped_like
+from lipfuse.reference._matrices import divisor_of, each
 
 # ---- sigma ---------------------------------------------------------------------------------------
 
@@ -146,12 +147,13 @@ def _weight_gradient(
     v: Tensor,
     eps: float,
 ) -> Tensor:
+    grad, matrix = as_matrices(grad), as_matrices(normalized)
     function = _normalize_backward
-    if torch.is_grad_enabled():  # by the plain formula, from a sigma that depends on W
+    if torch.is_grad_enabled():  # by the plain formula, of a sigma and a result that depend on W
         function = reference.spectral_normalize_backward
         sigma = torch.einsum("...m,...mn,...n->...", u, as_matrices(weight), v)
-    out = function(as_matrices(grad), None, as_matrices(normalized), sigma, u, v, eps, 1.0)
-    return shaped_like(out, weight)
+        matrix = as_matrices(weight) / each(divisor_of(sigma, eps))
+    return shaped_like(function(grad, None, matrix, sigma, u, v, eps, 1.0), weight)
 
 
 def _backward_weight(ctx: Any, grad: Optional[Tensor]) -> tuple[Any, ...]:

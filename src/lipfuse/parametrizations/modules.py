@@ -77,7 +77,8 @@ class SpectralNorm(nn.Module):
         u, v = self._u, self._v
         advancing = self.training and not recomputing()
         n = self.n_power_iterations if advancing else 0
-        if advancing and weight.dtype == u.dtype and weight.dtype not in HALF:
+        if self.training and weight.dtype == u.dtype and weight.dtype not in HALF:
+            # Also to compute it again for a checkpoint, which wants the same tensors saved.
             out = ops.spectral_weight(moved, u, v, n, self.eps)
         else:
             w = as_matrices(moved)
