@@ -28,7 +28,7 @@ struct Rearranged : torch::autograd::Function<Rearranged<Op>> {
         const Tensor places = ctx->get_saved_variables()[0];
         const int64_t dim = ctx->saved_data["dim"].toInt();
         const double scale = ctx->saved_data["scale"].toDouble();
-        if (again) return of_first(3, again(grads[0], places, dim, scale));
+        if (Again::wanted()) return of_first(3, again(grads[0], places, dim, scale));
         static const auto op =
             find<Tensor(const Tensor&, const Tensor&, int64_t, double)>(Op::backward);
         const Below below;
@@ -82,7 +82,8 @@ struct L2NormPool2d : torch::autograd::Function<L2NormPool2d> {
         if (!grads[0].defined()) return of_first(5, {});
         const Tensor input = ctx->get_saved_variables()[0];
         const auto [height, width, ceil_mode, scale] = Windows::of(ctx);
-        if (again) return of_first(5, again(grads[0], input, height, width, ceil_mode, scale));
+        if (Again::wanted())
+            return of_first(5, again(grads[0], input, height, width, ceil_mode, scale));
         static const auto op =
             find<Tensor(const Tensor&, const Tensor&, int64_t, int64_t, bool, double)>(
                 "lipfuse::l2_norm_pool2d_backward");
@@ -110,7 +111,7 @@ struct ScaledAvgPool2d : torch::autograd::Function<ScaledAvgPool2d> {
         const int64_t rows = ctx->saved_data["rows"].toInt();
         const int64_t columns = ctx->saved_data["columns"].toInt();
         const auto [height, width, ceil_mode, scale] = Windows::of(ctx);
-        if (again)
+        if (Again::wanted())
             return of_first(5, again(grads[0], rows, columns, height, width, ceil_mode, scale));
         static const auto op =
             find<Tensor(const Tensor&, int64_t, int64_t, int64_t, int64_t, bool, double)>(

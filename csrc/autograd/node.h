@@ -30,7 +30,8 @@ using Below = at::AutoDispatchBelowADInplaceOrView;
 class Again {
 public:
     void operator=(pybind11::function function) { function_ = function.release().ptr(); }
-    explicit operator bool() const { return at::GradMode::is_enabled(); }
+    // In a backward: whether what it computes is part of a graph.
+    static bool wanted() { return at::GradMode::is_enabled(); }
     template <class... Arguments>
     Tensor operator()(const Arguments&... arguments) const {
         const pybind11::gil_scoped_acquire gil;

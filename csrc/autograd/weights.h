@@ -64,7 +64,7 @@ struct OrthogonalWeight : torch::autograd::Function<OrthogonalWeight> {
         const double tol = ctx->saved_data["tol"].toDouble();
         const double scale = ctx->saved_data["scale"].toDouble();
         const bool tangent = ctx->saved_data["tangent"].toBool();
-        if (again)
+        if (Again::wanted())
             return of_first(6, again(grads[0], saved[0], saved[1], saved[2], saved[3], groups, tol,
                                      scale, tangent));
         static const auto op =
@@ -105,7 +105,7 @@ struct SpectralWeight : torch::autograd::Function<SpectralWeight> {
         if (!grads[0].defined()) return of_first(5, {});
         const variable_list saved = ctx->get_saved_variables();
         const double eps = ctx->saved_data["eps"].toDouble();
-        if (again)
+        if (Again::wanted())
             return of_first(5,
                             again(grads[0], saved[0], saved[1], saved[2], saved[3], saved[4], eps));
         static const auto op =
@@ -146,7 +146,7 @@ struct FrobeniusWeight : torch::autograd::Function<FrobeniusWeight> {
         const double eps = ctx->saved_data["eps"].toDouble();
         const double scale = ctx->saved_data["scale"].toDouble();
         const int64_t dims = ctx->saved_data["dims"].toInt();
-        if (again)
+        if (Again::wanted())
             return of_first(4, again(grads[0], saved[0], saved[1], saved[2], eps, scale, dims));
         static const auto op =
             find<Tensor(const Tensor&, const Tensor&, const Tensor&, double, double)>(
@@ -195,7 +195,7 @@ struct OrthogonalWeights : torch::autograd::Function<OrthogonalWeights> {
         variable_list result;
         bool all = true;
         for (const Tensor& grad : grads) all = all && grad.defined();
-        if (again || !all) {
+        if (Again::wanted() || !all) {
             result = again.list(grads, saved, groups, scales, tol, tangent);
         } else {
             static const auto op =

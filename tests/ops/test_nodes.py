@@ -32,10 +32,11 @@ Settings = tuple[Any, ...]
 Node = Callable[..., Tensor]
 
 
-def python_node(name: str, file: str, function: str) -> Node:
+def python_node(name: str, file: str, function: str, setup: str = "_setup_weight") -> Node:
     """The node that other versions of torch use."""
     ops: Any = sys.modules[f"lipfuse.ops.{file}"]
-    return _define.short_cut(name, getattr(ops, function), ops._setup_weight, ops._backward_weight)
+    rule = getattr(ops, function), getattr(ops, setup), ops._backward_weight
+    return _define.short_cut(name, *rule)
 
 
 def general(file: str, function: str) -> Node:
@@ -47,7 +48,9 @@ def general(file: str, function: str) -> Node:
 PYTHON: dict[str, Node] = {
     "orthogonal_weight": python_node("orthogonal_weight", "orthogonalize", "_normalise_weight"),
     "spectral_weight": python_node("spectral_weight", "power_iteration", "_advance"),
-    "frobenius_weight": python_node("frobenius_weight", "frobenius_normalize", "_normalize_weight"),
+    "frobenius_weight": python_node(
+        "frobenius_weight", "frobenius_normalize", "_normalize_weight", "_setup"
+    ),
     "sort_pairs": general("sort_pairs", "_sorted_pairs"),
     "max_min": general("max_min", "_parts"),
     "l2_norm_pool2d": general("l2_norm_pool2d", "_call"),

@@ -70,16 +70,11 @@ def _normalize_weight(weight: Tensor, eps: float, scale: float, dims: int) -> tu
     return shaped_like(rows, weight), norm
 
 
-_setup_weight = _setup
-
-
 def _backward_weight(ctx: Any, grad: Optional[Tensor]) -> tuple[Any, ...]:
     return *_backward(ctx, grad), None
 
 
-_weight = node(
-    "frobenius_weight", _normalize_weight, _setup_weight, _backward_weight, again=_gradient
-)
+_weight = node("frobenius_weight", _normalize_weight, _setup, _backward_weight, again=_gradient)
 
 
 def frobenius_normalize(weight: Tensor, eps: float, scale: float, dims: int = 1) -> Tensor:
