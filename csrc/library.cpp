@@ -33,19 +33,19 @@ STABLE_TORCH_LIBRARY(lipfuse, m) {
 
     m.def(
         "orthogonalize(Tensor weight, float tol, float scale, bool save)"
-        " -> (Tensor weight, Tensor inverse_root, Tensor info)");
+        " -> (Tensor weight, Tensor saved, Tensor info)");
     m.def(
-        "orthogonalize_backward(Tensor grad, Tensor weight, Tensor orthogonal, Tensor inverse_root,"
+        "orthogonalize_backward(Tensor grad, Tensor weight, Tensor orthogonal, Tensor saved,"
         " Tensor info, float tol, float scale, bool tangent) -> Tensor");
 
     // Many weights in one call. Weight i is (out, ...), taken as groups[i] matrices of
     // out / groups[i] rows; info is (number of matrices, 5).
     m.def(
         "foreach_orthogonalize(Tensor[] weights, int[] groups, float[] scales, float tol,"
-        " bool save) -> (Tensor[] weights, Tensor[] inverse_roots, Tensor info)");
+        " bool save) -> (Tensor[] weights, Tensor[] saved, Tensor info)");
     m.def(
         "foreach_orthogonalize_backward(Tensor[] grads, Tensor[] weights, Tensor[] orthogonal,"
-        " Tensor[] inverse_roots, Tensor info, int[] groups, float[] scales, float tol,"
+        " Tensor[] saved, Tensor info, int[] groups, float[] scales, float tol,"
         " bool tangent) -> Tensor[]");
 
     // The same of spectral_normalize, each weight as one matrix; `vs` may be empty. Only for devices

@@ -6,30 +6,70 @@
 
 #include "device.h"
 #include "minimax.h"
+#include "separable.h"
 
 namespace lipfuse {
 
 // P = p(S / high) / sqrt(high) for S = I + R. R is what is kept of S: near an orthogonal matrix it
 // holds the digits that S would lose. Both are kept as half. `result` and the two arrays of scratch may
 // change places.
+// factor: where f of `separable` goes, of the root of S / high, kept as half as well; or null. It may
+// be the first array of scratch.
 template <class Backend, class T>
 LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high, const T* r, int64_t n,
-                             T** result, T** scratch) {
+                             T** result, T** scratch, const Separable* separable = nullptr,
+                             T* factor = nullptr) {
     T* out = *result;
     // E = alpha R + gamma I, spelled out in every epilogue below.
     const double low = p.l * p.l, unit = 1 / std::sqrt(high);
     const double alpha = 2 / (high * (1 - low)), gamma = alpha - (1 + low) / (1 - low);
     auto half = [&](const T* x) { return backend.half(x, n); };
+    // The factor is to_root P + to_square E² + to_r R + to_one I: the last product has all of them.
+    double to_root = 0, to_square = 0, to_r = 0, to_one = 0;
+    if (factor) {
+        const double mid = (1 + low) / 2, radius = (1 - low) / 2;  // S / high = mid I + radius E
+        const double* f = separable->f;
+        to_root = f[1] / unit;
+        to_square = f[3] * radius * radius;
+        to_r = (f[2] + 2 * mid * f[3]) / high;
+        to_one = f[0] - f[3] * mid * mid + to_r;
+    }
+    // An epilogue gives P and the factor where it has the square q E² + s E + t I times P's unit.
+    // Returns which of its outputs P is: the first, which may replace an operand, is the factor.
+    const auto outputs = [&](auto& e, double acc, double x0, double diagonal) {
+        const int at = factor ? 1 : 0;
+        if (factor) {
+            e.outputs = 2;
+            e.out[1] = e.out[0];
+            e.out[0] = factor;
+            e.acc[0] = T(to_root * unit * acc);
+            e.x0[0] = T(to_root * unit * x0 + to_r);
+            e.diagonal[0] = T(to_root * unit * diagonal + to_one);
+        }
+        e.acc[at] = T(unit * acc);
+        e.x0[at] = T(unit * x0);
+        e.diagonal[at] = T(unit * diagonal);
+        return at;
+    };
     if (p.degree == 1) {
-        backend.combine(T(unit * p.c[1] * alpha), r, n, T(unit * (p.c[0] + p.c[1] * gamma)), out);
+        const double x0 = p.c[1] * alpha, diagonal = p.c[0] + p.c[1] * gamma;
+        backend.combine(T(unit * x0), r, n, T(unit * diagonal), out);
+        // So close to an orthogonal matrix E², times the square of the interval's length, is nothing.
+        if (factor)
+            backend.combine(T(to_root * unit * x0 + to_r), r, n,
+                            T(to_root * unit * diagonal + to_one), factor);
         return;
     }
     if (p.degree == 2) {  // E² = alpha² R² + 2 alpha gamma R + gamma² I
         auto e = backend.epilogue(out);
         e.x[0] = r;
-        e.acc[0] = T(unit * p.c[2] * alpha * alpha);
-        e.x0[0] = T(unit * (2 * p.c[2] * alpha * gamma + p.c[1] * alpha));
-        e.diagonal[0] = T(unit * (p.c[2] * gamma * gamma + p.c[1] * gamma + p.c[0]));
+        outputs(e, p.c[2] * alpha * alpha, 2 * p.c[2] * alpha * gamma + p.c[1] * alpha,
+                p.c[2] * gamma * gamma + p.c[1] * gamma + p.c[0]);
+        if (factor) {
+            e.acc[0] += T(to_square * alpha * alpha);
+            e.x0[0] += T(to_square * 2 * alpha * gamma);
+            e.diagonal[0] += T(to_square * gamma * gamma);
+        }
         backend.multiply_half(half(r), half(r), e);
         return;
     }
@@ -52,9 +92,11 @@ LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high, co
     auto last = backend.epilogue(out);
     last.x[0] = r;
     if (p.degree == 4) {  // E² (c4 E² + c3 E + c2) + c1 E + c0
-        last.acc[0] = T(unit);
-        last.x0[0] = T(unit * p.c[1] * alpha);
-        last.diagonal[0] = T(unit * (p.c[0] + p.c[1] * gamma));
+        outputs(last, 1, p.c[1] * alpha, p.c[0] + p.c[1] * gamma);
+        if (factor) {
+            last.x[1] = e2;
+            last.x1[0] = T(to_square);
+        }
         backend.multiply_half(half(e2), half(m), last);
         return;
     }
@@ -62,8 +104,8 @@ LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high, co
     // they are written, so the result takes its place only afterwards.
     auto mark = backend.mark();
     T* right = backend.allocate(n * n);
-    T* factor = out;
-    auto second = backend.epilogue(factor);
+    T* left = out;
+    auto second = backend.epilogue(left);
     second.outputs = 2;
     second.out[1] = right;
     second.x[0] = e2;
@@ -74,12 +116,11 @@ LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high, co
     second.x0[1] = T(p.e);
     backend.multiply_half(half(e2), half(m), second);
     last.out[0] = m;
+    const int at = outputs(last, 1, p.h * alpha, p.i + p.h * gamma);
     last.x[1] = e2;
-    last.acc[0] = T(unit);
-    last.x1[0] = T(unit * p.g);
-    last.x0[0] = T(unit * p.h * alpha);
-    last.diagonal[0] = T(unit * (p.i + p.h * gamma));
-    backend.multiply_half(half(factor), half(right), last);
+    if (factor) last.x1[0] = T(to_root * unit * p.g + to_square);
+    last.x1[at] = T(unit * p.g);
+    backend.multiply_half(half(left), half(right), last);
     exchange(*result, scratch[1]);
     backend.release(mark);
 }

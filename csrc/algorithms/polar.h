@@ -165,18 +165,20 @@ LIPFUSE_DEVICE LIPFUSE_NOINLINE double polar_excess(Backend& backend, typename B
 
 // q <- scale * Q. Singular values of Q stay below 1 + polar_overshoot + rounding.
 // inverse_root (small x small, may be null): (WᵀW)^(-1/2), which the gradient of a matrix that is
-// not square needs.
+// not square needs. factor (the same): F of separable.h, of the root of WᵀW, which spares the gradient
+// products; zero where there is none.
 template <class Backend>
 LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar* w, int64_t rows,
                                int64_t cols, double tolerance, double scale,
-                               typename Backend::Scalar* q,
-                               typename Backend::Scalar* inverse_root) {
+                               typename Backend::Scalar* q, typename Backend::Scalar* inverse_root,
+                               typename Backend::Scalar* factor = nullptr) {
     using T = typename Backend::Scalar;
     constexpr double rounding = std::numeric_limits<T>::epsilon();
     Sided<Backend> side{backend, rows, cols};
     const int64_t n = side.small, area = rows * cols;
     const T* none = nullptr;
     PolarInfo info;
+    bool factored = false;
     auto mark = backend.mark();
 
     const double largest = backend.largest(w, area);
@@ -186,6 +188,7 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
             q, area,
             largest > 0 || largest != largest ? std::numeric_limits<T>::quiet_NaN() : T(0));
         if (inverse_root) backend.fill(inverse_root, n * n, T(0));
+        if (factor) backend.fill(factor, n * n, T(0));
         info.residual =
             largest == 0 ? std::sqrt(double(n)) : std::numeric_limits<double>::quiet_NaN();
         return info;
@@ -203,7 +206,7 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
 
     T* r = backend.allocate(n * n);
     T* p = backend.allocate(n * n);
-    T* scratch[2] = {backend.allocate(n * n), backend.allocate(n * n)};
+    T* scratch[2] = {factor ? factor : backend.allocate(n * n), backend.allocate(n * n)};
     T* spare = nullptr;  // the other buffer of the growing product of a wide spectrum
     side.deviation(source, r);
     info.residual = std::sqrt(backend.square_of_half(r, n));
@@ -214,8 +217,13 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
             polar_stage(backend, static_cast<const T*>(r), n, tolerance, unit, lifts, info);
         if (lift.polynomial) {
             allow_rough_products(backend, lift.rough);
-            evaluate(backend, *lift.polynomial, lift.high, static_cast<const T*>(r), n, &p,
-                     scratch);
+            const double l = info.low / info.high;
+            const bool factors = factor && info.stages == 0 && l >= separable_from;
+            const Separable separable(l);
+            if (factored) scratch[0] = backend.allocate(n * n);
+            evaluate(backend, *lift.polynomial, lift.high, static_cast<const T*>(r), n, &p, scratch,
+                     &separable, factors ? factor : nullptr);
+            factored |= factors;
         } else if constexpr (Backend::inverts) {
             const Halley& f = lift.f;
             const double root = std::sqrt(lift.high);
@@ -250,13 +258,13 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
         if (side.big >= 2 * n && lift.l > 0.3) {
             // p S p costs less than the Gram matrix of a tall result. Only where S is well
             // conditioned: its rounding errors are multiplied by p².
-            auto e = backend.epilogue(scratch[0]);  // S p = R p + p
+            auto e = backend.epilogue(scratch[1]);  // S p = R p + p
             e.x[0] = p;
             e.x0[0] = T(1);
             backend.multiply_half(backend.half(r, n), backend.half(p, n), e);
             e = backend.epilogue(r);
             e.diagonal[0] = T(-1);
-            backend.multiply_half(backend.half(p, n), backend.half(scratch[0], n), e);
+            backend.multiply_half(backend.half(p, n), backend.half(scratch[1], n), e);
         } else {
             side.deviation(q, r);
         }
@@ -274,6 +282,10 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
     } else if (inverse_root) {
         backend.complete(inverse_root, n);
     }
+    if (factored)
+        backend.complete(factor, n);
+    else if (factor)
+        backend.fill(factor, n * n, T(0));
     const double excess = polar_excess(backend, r, n, info.residual);
     info.bound = std::sqrt(1 + excess + 2 * rounding * std::sqrt(double(n)));
     // Reached: singular values exceed 1 by no more than the goal allows. Else divide by the bound.

@@ -10,6 +10,7 @@
 #include "minimax.h"
 #include "mirror.h"
 #include "polar.h"
+#include "separable.h"
 #include "sided.h"
 
 namespace lipfuse {
@@ -166,7 +167,8 @@ LIPFUSE_DEVICE void solve_by_chebyshev(Backend& backend, const T* h, const T* c,
 //   dL/dW = Q K + (G - Q A) H^(-1),
 // whatever the forward did. The operator K -> HK + KH has eigenvalues h_i + h_j, known from the
 // forward's estimate, so Chebyshev's iteration needs one product a step and no inner product; wide
-// spectra are narrowed first. Singular values below polar_gradient_floor times the largest count
+// spectra are narrowed first. Of a good condition, the forward has left a `factor` (or null, or zero) with
+// which two products give K. Singular values below polar_gradient_floor times the largest count
 // as that, which bounds a gradient that is unbounded in theory.
 // The tangent gradient takes H = I; a W that was orthogonal already, up to a factor, has an H like that.
 template <class Backend>
@@ -175,7 +177,8 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
                                    const typename Backend::Scalar* q,
                                    const typename Backend::Scalar* inverse_root, int64_t rows,
                                    int64_t cols, double scale, double low, double high,
-                                   double tolerance, bool tangent, typename Backend::Scalar* out) {
+                                   double tolerance, bool tangent, typename Backend::Scalar* out,
+                                   const typename Backend::Scalar* factor = nullptr) {
     using T = typename Backend::Scalar;
     Sided<Backend> side{backend, rows, cols};
     const int64_t n = side.small, area = rows * cols;
@@ -188,7 +191,6 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
     auto mark = backend.mark();
     // q holds scale * Q; G stands for the gradient of scale * Q.
     T* a = backend.allocate(n * n);
-    T* k = backend.allocate(n * n);
     side.cross(q, g, a, false);  // scale * QᵀG
     T* c = backend.allocate(n * n);
     const double norm = std::sqrt(backend.skew(a, n, c));
@@ -199,8 +201,8 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
             side.apply(q, backend.half(c, n, Mirror::skew), out, T(0.5 / (scale * h)), T(0), none);
         } else {
             backend.complete(c, n, Mirror::skew);
-            backend.axpby(n * n, T(0.5 / (scale * h)), c, T(-1 / (scale * h)), a, k);
-            side.apply(q, k, false, out, T(1), T(scale / h), g);
+            backend.axpby(n * n, T(0.5 / (scale * h)), c, T(-1 / (scale * h)), a, a);
+            side.apply(q, a, false, out, T(1), T(scale / h), g);
         }
         backend.release(mark);
         return;
@@ -208,14 +210,31 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
     // In units of the largest singular value: l is the smallest, or where the gradient is cut off.
     const double cut = std::max(low, polar_gradient_floor * high);
     double l = cut / high;
-    // Of a square matrix A itself is of no further use, and the result is written at the very end.
-    const bool in_result = square && !Backend::near_scratch;
-    T* product = in_result ? out : square ? a : backend.allocate(n * n);
-    T* previous = in_result ? a : backend.allocate(n * n);
+    // Of a square matrix A itself is of no further use.
+    T* spare = square ? a : backend.allocate(n * n);
     T* solution = c;  // times `unit`: K of (scale H) K + K (scale H) = scale (QᵀG - GᵀQ)
     double unit = 1 / (scale * (high + cut));
-    if (norm > 0 && (1 - l) / (1 + l) > tolerance) {
+    bool solved = !(norm > 0 && (1 - l) / (1 + l) > tolerance);  // C, or nearly
+    if constexpr (Backend::separates) {
+        if (!solved && factor && factor[0] > 0 && Separable::error(l) <= tolerance) {
+            const auto f = backend.view(factor, n, n);
+            T* fc = spare;
+            backend.multiply(f, backend.half(c, n, Mirror::skew), fc, false);
+            auto e = backend.epilogue(c);  // a C + F C F
+            e.x[0] = c;
+            e.x0[0] = T(Separable(l).a);
+            backend.multiply_half(backend.view(fc, n, n), f, e, Mirror::skew);
+            unit = 1 / (scale * high);
+            solved = true;
+        }
+    }
+    if (!solved) {
         T* h = backend.allocate(n * n);
+        T* k = backend.allocate(n * n);
+        // The result is written at the very end.
+        const bool in_result = square && !Backend::near_scratch;
+        T* product = in_result ? out : spare;
+        T* previous = in_result ? spare : backend.allocate(n * n);
         bool by_inverse = false;
         if constexpr (Backend::inverts) by_inverse = !square && l >= polar_rational_below;
         if (by_inverse) {
@@ -259,20 +278,21 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
         backend.complete(solution, n, Mirror::skew);
         if (low < polar_gradient_floor * high) {  // the forward's H^(-1) has no such bound
             T* damped = backend.allocate(n * n);
-            auto e = backend.epilogue(previous);
+            T* h = backend.allocate(n * n);
+            auto e = backend.epilogue(h);
             e.acc[0] = T(1 / (scale * high));
             side.cross(q, w, e, true);
-            damped_inverse(backend, previous, polar_gradient_floor, n, damped);
+            damped_inverse(backend, h, polar_gradient_floor, n, damped);
             backend.axpby(n * n, T(1 / high), damped, T(0), none, damped);
             inverse_root = damped;
         }
         // scale (Q K + (G - Q A) H⁻¹) = scale ((scale Q)(K - A H⁻¹) / scale + G H⁻¹), A = a / scale
-        auto e = backend.epilogue(product);
+        auto e = backend.epilogue(spare);
         e.acc[0] = T(-1 / (scale * scale));
         e.x[0] = solution;
         e.x0[0] = T(unit / scale);
         backend.multiply(backend.view(a, n, n), backend.view(inverse_root, n, n), e, false);
-        side.apply_both(q, product, g, inverse_root, T(scale), out);
+        side.apply_both(q, spare, g, inverse_root, T(scale), out);
     }
     backend.release(mark);
 }

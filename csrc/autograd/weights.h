@@ -42,15 +42,14 @@ struct OrthogonalWeight : torch::autograd::Function<OrthogonalWeight> {
         static const auto op =
             find<std::tuple<Tensor, Tensor, Tensor>(const Tensor&, double, double, bool)>(
                 "lipfuse::orthogonalize");
-        Tensor out, inverse_root, info;
+        Tensor out, kept, info;  // the tangent needs nothing more
         {
             const Below below;
-            std::tie(out, inverse_root, info) =
-                op.call(as_matrices(weight, groups), tol, scale, true);
+            std::tie(out, kept, info) = op.call(as_matrices(weight, groups), tol, scale, !tangent);
             out = shaped_like(out, weight);
         }
         ctx->set_materialize_grads(false);
-        ctx->save_for_backward({weight, to_save(out), inverse_root, info});
+        ctx->save_for_backward({weight, to_save(out), kept, info});
         ctx->saved_data["groups"] = groups;
         ctx->saved_data["tol"] = solve_tol;
         ctx->saved_data["scale"] = scale;
@@ -170,15 +169,15 @@ struct OrthogonalWeights : torch::autograd::Function<OrthogonalWeights> {
         static const auto op = find<std::tuple<variable_list, variable_list, Tensor>(
             at::TensorList, at::IntArrayRef, at::ArrayRef<double>, double, bool)>(
             "lipfuse::foreach_orthogonalize");
-        variable_list out, roots, saved(1);
+        variable_list out, kept, saved(1);
         {
             const Below below;
-            std::tie(out, roots, saved[0]) = op.call(weights, groups, scales, tol, true);
+            std::tie(out, kept, saved[0]) = op.call(weights, groups, scales, tol, !tangent);
         }
         ctx->set_materialize_grads(false);
         saved.insert(saved.end(), weights.begin(), weights.end());
         for (const Tensor& each : out) saved.push_back(to_save(each));
-        saved.insert(saved.end(), roots.begin(), roots.end());
+        saved.insert(saved.end(), kept.begin(), kept.end());
         ctx->save_for_backward(std::move(saved));
         ctx->saved_data["groups"] = groups;
         ctx->saved_data["scales"] = scales;

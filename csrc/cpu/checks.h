@@ -77,14 +77,18 @@ inline void check_info(const Tensor& like, const Tensor& info, int64_t expected)
     STD_TORCH_CHECK(info.scalar_type() == ScalarType::Double, "lipfuse: info must be float64");
     check_numel(info, expected, "info");
 }
-// The matrices m are those of the gradient, whose tangent needs no root.
+// The matrices m are those of the gradient. Of what is saved, which for matrices that are not square is
+// their inverse root, the tangent needs nothing; there may be a factor more.
 inline void check_polar(const Tensor& grad, const Tensor& weight, const Tensor& orthogonal,
-                        const Tensor& root, const Matrices& m, bool tangent) {
+                        const Tensor& saved, const Matrices& m, bool tangent, bool factors) {
     check_like(grad, weight, m.numel(), "weight");
     check_like(grad, orthogonal, m.numel(), "orthogonal");
-    check_same_type(grad, root, "inverse_root");
-    if (root.numel() != 0 || (m.rows != m.cols && !tangent))
-        check_numel(root, m.batch * m.small() * m.small(), "inverse_root");
+    check_same_type(grad, saved, "saved");
+    const int64_t one = m.batch * m.small() * m.small();
+    const bool square = m.rows == m.cols;
+    if (saved.numel() == 0 && (square || tangent)) return;
+    if (factors && saved.numel() == (square ? one : 2 * one)) return;
+    check_numel(saved, square ? 0 : one, "saved");
 }
 
 // ---- many weights in one call --------------------------------------------------------------------

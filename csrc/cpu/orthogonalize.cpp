@@ -21,13 +21,34 @@ void write(const PolarInfo& p, double* to) {
 struct Job {
     size_t weight;
     int64_t matrix;  // within the weight
+    int64_t of;      // so many
     int64_t info;    // its row
     int64_t rows, cols;
     double scale;
 
     double work() const { return double(rows) * double(cols) * double(std::min(rows, cols)); }
     int64_t area() const { return rows * cols; }
-    int64_t root_area() const { return std::min(rows, cols) * std::min(rows, cols); }
+};
+
+// What the gradient wants of WᵀW, of each matrix: (WᵀW)^(-1/2), unless it is square, and below that the
+// factor of separable.h, if the tolerance is one for which there is any.
+int64_t saved_rows(const Matrices& m, double tol) {
+    return m.small() * ((m.rows != m.cols) + (tol >= separable_tolerance));
+}
+// Those of one job, or null.
+template <class T>
+struct Saved {
+    T *inverse_root = nullptr, *factor = nullptr;
+
+    Saved(const Tensor& saved, const Job& j) {
+        if (saved.numel() == 0) return;
+        const int64_t small = std::min(j.rows, j.cols),
+                      count = saved.numel() / (j.of * small * small);
+        T* first = data<T>(saved) + j.matrix * count * small * small;
+        const bool square = j.rows == j.cols;
+        if (!square) inverse_root = first;
+        if (count == 1 + !square) factor = first + (count - 1) * small * small;
+    }
 };
 
 // Runs f(backend, job) for all: matrices that are a large part of the whole one after the other
@@ -76,40 +97,39 @@ std::vector<Job> jobs_of(const std::vector<Matrices>& matrices, const std::vecto
     for (size_t i = 0; i < matrices.size(); ++i) {
         const Matrices& m = matrices[i];
         for (int64_t g = 0; g < m.batch; ++g)
-            jobs.push_back({i, g, row++, m.rows, m.cols, scales[i]});
+            jobs.push_back({i, g, m.batch, row++, m.rows, m.cols, scales[i]});
     }
     return jobs;
 }
 
-// Q of every job into `out`, (WᵀW)^(-1/2) into `roots` where there is room for it.
+// Q of every job into `out`, what its gradient wants into `saved` where there is room for it.
 void run(const std::vector<Job>& jobs, const Tensors& weights, double tol, const Tensors& out,
-         const Tensors& roots, const Tensor& info) {
+         const Tensors& saved, const Tensor& info) {
     by_dtype(out[0], [&](auto zero) {
         using T = decltype(zero);
         for_each_job<T>(jobs, [&](Backend<T>& backend, const Job& j) {
-            T* root = data_or_null<T>(roots[j.weight]);
+            const Saved<T> keep(saved[j.weight], j);
             const int64_t at = j.matrix * j.area();
             write(polar(backend, data<T>(weights[j.weight]) + at, j.rows, j.cols, tol, j.scale,
-                        data<T>(out[j.weight]) + at,
-                        root ? root + j.matrix * j.root_area() : nullptr),
+                        data<T>(out[j.weight]) + at, keep.inverse_root, keep.factor),
                   data<double>(info) + j.info * info_size);
         });
     });
 }
 
 void run_backward(const std::vector<Job>& jobs, const Tensors& grads, const Tensors& weights,
-                  const Tensors& orthogonal, const Tensors& roots, const Tensor& info, double tol,
+                  const Tensors& orthogonal, const Tensors& saved, const Tensor& info, double tol,
                   bool tangent, const Tensors& out) {
     by_dtype(out[0], [&](auto zero) {
         using T = decltype(zero);
         for_each_job<T>(jobs, [&](Backend<T>& backend, const Job& j) {
             const int64_t at = j.matrix * j.area();
-            const T* root = data_or_null<T>(roots[j.weight]);
+            const Saved<T> kept(saved[j.weight], j);
             const double* r = data<double>(info) + j.info * info_size;
             polar_backward(backend, data<T>(grads[j.weight]) + at, data<T>(weights[j.weight]) + at,
-                           data<T>(orthogonal[j.weight]) + at,
-                           root ? root + j.matrix * j.root_area() : nullptr, j.rows, j.cols,
-                           j.scale, r[0], r[1], tol, tangent, data<T>(out[j.weight]) + at);
+                           data<T>(orthogonal[j.weight]) + at, kept.inverse_root, j.rows, j.cols,
+                           j.scale, r[0], r[1], tol, tangent, data<T>(out[j.weight]) + at,
+                           static_cast<const T*>(kept.factor));
         });
     });
 }
@@ -119,25 +139,25 @@ std::tuple<Tensor, Tensor, Tensor> orthogonalize(const Tensor& weight, double to
     const Matrices m(weight);
     check_tolerance(tol);
     const Tensor w = packed(weight);
-    const bool keep = save && m.rows != m.cols;
+    const int64_t keep = save ? saved_rows(m, tol) : 0;
     Tensor out = make(w, sizes_of(w));
-    Tensor root = make(w, keep ? batch_sizes(w, {m.small(), m.small()}) : Sizes{0});
+    Tensor saved = make(w, keep ? batch_sizes(w, {keep, m.small()}) : Sizes{0});
     Tensor info = make_double(w, batch_sizes(w, {info_size}));
-    run(jobs_of({m}, {scale}), {w}, tol, {out}, {root}, info);
-    return {out, root, info};
+    run(jobs_of({m}, {scale}), {w}, tol, {out}, {saved}, info);
+    return {out, saved, info};
 }
 
 Tensor orthogonalize_backward(const Tensor& grad, const Tensor& weight, const Tensor& orthogonal,
-                              const Tensor& inverse_root, const Tensor& info, double tol,
-                              double scale, bool tangent) {
+                              const Tensor& saved, const Tensor& info, double tol, double scale,
+                              bool tangent) {
     const Tensor g = packed(grad), found = packed(info);
     const Matrices m(g);
     check_tolerance(tol);
     check_info(g, found, m.batch * info_size);
-    check_polar(g, weight, orthogonal, inverse_root, m, tangent);
+    check_polar(g, weight, orthogonal, saved, m, tangent, true);
     Tensor out = make(g, sizes_of(g));
     run_backward(jobs_of({m}, {scale}), {g}, {packed(weight)}, {packed(orthogonal)},
-                 {packed(inverse_root)}, found, tol, tangent, {out});
+                 {packed(saved)}, found, tol, tangent, {out});
     return out;
 }
 
@@ -148,38 +168,38 @@ std::tuple<Tensors, Tensors, Tensor> foreach_orthogonalize(Tensors weights,
     check_tolerance(tol);
     const std::vector<Matrices> matrices = check_weights(weights, groups, scales);
     const std::vector<Job> jobs = jobs_of(matrices, scales);
-    Tensors out, roots;
+    Tensors out, saved;
     for (size_t i = 0; i < weights.size(); ++i) {
         const Matrices& m = matrices[i];
         weights[i] = packed(weights[i]);
         out.push_back(make(weights[i], sizes_of(weights[i])));
-        const bool keep = save && m.rows != m.cols;
-        roots.push_back(make(weights[i], keep ? Sizes{m.batch, m.small(), m.small()} : Sizes{0}));
+        const int64_t keep = save ? saved_rows(m, tol) : 0;
+        saved.push_back(make(weights[i], keep ? Sizes{m.batch, keep, m.small()} : Sizes{0}));
     }
     Tensor info = make_double(weights[0], {static_cast<int64_t>(jobs.size()), info_size});
-    run(jobs, weights, tol, out, roots, info);
-    return {out, roots, info};
+    run(jobs, weights, tol, out, saved, info);
+    return {out, saved, info};
 }
 
 Tensors foreach_orthogonalize_backward(Tensors grads, Tensors weights, Tensors orthogonal,
-                                       Tensors inverse_roots, const Tensor& info,
+                                       Tensors saved, const Tensor& info,
                                        std::vector<int64_t> groups, std::vector<double> scales,
                                        double tol, bool tangent) {
-    check_lengths(weights, {&grads, &orthogonal, &inverse_roots});
+    check_lengths(weights, {&grads, &orthogonal, &saved});
     check_tolerance(tol);
     const std::vector<Matrices> matrices = check_weights(weights, groups, scales);
     const std::vector<Job> jobs = jobs_of(matrices, scales);
     check_info(weights[0], info, static_cast<int64_t>(jobs.size()) * info_size);
     Tensors out;
     for (size_t i = 0; i < grads.size(); ++i) {
-        check_polar(weights[i], grads[i], orthogonal[i], inverse_roots[i], matrices[i], tangent);
+        check_polar(weights[i], grads[i], orthogonal[i], saved[i], matrices[i], tangent, true);
         grads[i] = packed(grads[i]);
         weights[i] = packed(weights[i]);
         orthogonal[i] = packed(orthogonal[i]);
-        inverse_roots[i] = packed(inverse_roots[i]);
+        saved[i] = packed(saved[i]);
         out.push_back(make(grads[i], sizes_of(grads[i])));
     }
-    run_backward(jobs, grads, weights, orthogonal, inverse_roots, packed(info), tol, tangent, out);
+    run_backward(jobs, grads, weights, orthogonal, saved, packed(info), tol, tangent, out);
     return out;
 }
 

@@ -69,6 +69,7 @@ class Backend {
 public:
     using Scalar = T;
     static constexpr bool inverts = false;      // n dependent steps with a barrier each
+    static constexpr bool separates = false;
     static constexpr bool near_scratch = true;  // in shared memory, while it lasts
     struct Mark {
         int64_t shared, global;

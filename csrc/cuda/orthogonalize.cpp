@@ -53,7 +53,7 @@ Tensor orthogonalize_backward_op(const Tensor& grad, const Tensor& weight, const
     const Matrices m(g);
     check_tolerance(tol);
     check_info(g, range, m.batch * info_size);
-    check_polar(g, w, q, root, m, tangent);
+    check_polar(g, w, q, root, m, tangent, false);
     Tensor out = make(g, sizes_of(g));
     by_dtype(g, [&](auto zero) {
         using T = decltype(zero);
@@ -111,7 +111,7 @@ Tensors foreach_orthogonalize_backward_op(Tensors grads, Tensors weights, Tensor
     const std::vector<Matrices> matrices = check_weights(weights, groups, scales);
     check_info(weights[0], info, total_of(matrices) * info_size);
     for (size_t i = 0; i < weights.size(); ++i)
-        check_polar(weights[i], grads[i], orthogonal[i], inverse_roots[i], matrices[i], tangent);
+        check_polar(weights[i], grads[i], orthogonal[i], inverse_roots[i], matrices[i], tangent, false);
     const Scope scope(weights[0]);
     pack({&grads, &weights, &orthogonal, &inverse_roots});
     const Tensor range = packed(info);

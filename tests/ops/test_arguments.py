@@ -73,7 +73,7 @@ CASES: dict[str, tuple[str, tuple[Any, ...], str]] = {
     "polar: root": (
         "orthogonalize_backward",
         (W, W, W, torch.ones(0), INFO, 1e-4, 1.0, False),
-        "inverse_root must have 16",
+        "saved must have 16",
     ),
     "polar: info": (
         "orthogonalize_backward",

@@ -21,27 +21,33 @@ from lipfuse.ops._define import (
     with_gradient,
 )
 from lipfuse.ops._layout import as_matrices, shaped_like
+from lipfuse.reference.orthogonalize import saved_matrices
 
-SOLVE = 10
+SOLVE = 20
 """The gradient's linear solve is stopped at this multiple of the forward's tolerance, relative."""
 
 INFO = ("low", "high", "residual", "bound", "stages")
 """What the last dimension of ``info`` holds."""
 
 
+def _saved(weight: Tensor, batch: Sequence[int], m: int, n: int, tol: float) -> Tensor:
+    small = min(m, n)
+    count = saved_matrices(weight, m, n, tol)
+    return weight.new_empty((*batch, count * small, small) if count * small else (0,))
+
+
 def _fake(weight: Tensor, tol: float, scale: float, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     *batch, m, n = weight.shape
-    keep = save and m != n
-    root = weight.new_empty((*batch, min(m, n), min(m, n)) if keep else (0,))
+    saved = _saved(weight, batch, m, n, tol) if save else weight.new_empty(0)
     info = weight.new_empty((*batch, len(INFO)), dtype=torch.float64)
-    return weight.new_empty(weight.shape), root, info
+    return weight.new_empty(weight.shape), saved, info
 
 
 def _fake_backward(
     grad: Tensor,
     weight: Tensor,
     orthogonal: Tensor,
-    inverse_root: Tensor,
+    saved: Tensor,
     info: Tensor,
     tol: float,
     scale: float,
@@ -84,8 +90,8 @@ _tangent_call = with_gradient(
 def _normalise_weight(
     weight: Tensor, groups: int, tol: float, solve_tol: float, scale: float, tangent: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    out, root, info = _orthogonalize(as_matrices(weight, groups), tol, scale, True)
-    return shaped_like(out, weight), root, info
+    out, saved, info = _orthogonalize(as_matrices(weight, groups), tol, scale, not tangent)
+    return shaped_like(out, weight), saved, info
 
 
 def _setup_weight(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -97,7 +103,7 @@ def _weight_gradient(
     grad: Tensor,
     weight: Tensor,
     orthogonal: Tensor,
-    root: Tensor,
+    saved: Tensor,
     info: Tensor,
     groups: int,
     tol: float,
@@ -105,7 +111,7 @@ def _weight_gradient(
     tangent: bool,
 ) -> Tensor:
     matrices = [as_matrices(x, groups) for x in (grad, weight, orthogonal)]
-    out = _orthogonalize_backward(*matrices, root, info, tol, scale, tangent)
+    out = _orthogonalize_backward(*matrices, saved, info, tol, scale, tangent)
     return shaped_like(out, weight)
 
 
@@ -154,20 +160,20 @@ def _fake_foreach(
     tol: float,
     save: bool,
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    roots = []
+    saved = []
     for w, g in zip(weights, groups):
         m = w.shape[0] // g
         n = w.numel() // w.shape[0]
-        roots.append(w.new_empty((g, min(m, n), min(m, n)) if save and m != n else (0,)))
+        saved.append(_saved(w, [g], m, n, tol) if save else w.new_empty(0))
     info = weights[0].new_empty((sum(groups), len(INFO)), dtype=torch.float64)
-    return [w.new_empty(w.shape) for w in weights], roots, info
+    return [w.new_empty(w.shape) for w in weights], saved, info
 
 
 def _fake_foreach_backward(
     grads: Sequence[Tensor],
     weights: Sequence[Tensor],
     orthogonal: Sequence[Tensor],
-    inverse_roots: Sequence[Tensor],
+    saved: Sequence[Tensor],
     info: Tensor,
     groups: Sequence[int],
     scales: Sequence[float],
@@ -192,8 +198,8 @@ def normalise(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The polar factors, and what :func:`gradients` needs; outside of autograd."""
     with torch._C._AutoDispatchBelowAutograd():
-        out, roots, info = _foreach(list(weights), list(groups), list(scales), tol, save)
-    return out, [info, *weights, *out, *roots]
+        out, saved, info = _foreach(list(weights), list(groups), list(scales), tol, save)
+    return out, [info, *weights, *out, *saved]
 
 
 def gradients(
@@ -252,7 +258,7 @@ class _Foreach(torch.autograd.Function):
         tangent: bool,
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
-        out, saved = normalise(weights, groups, scales, tol, True)
+        out, saved = normalise(weights, groups, scales, tol, not tangent)
         ctx.save_for_backward(*saved)
         ctx.arguments = (groups, scales, solve_tol, tangent)
         ctx.set_materialize_grads(False)

@@ -15,6 +15,18 @@ GRADIENT_FLOOR = 1e-4
 which is unbounded in theory."""
 
 
+FACTORS_FROM = 2e-5
+"""The least ``tol`` for which the CPU's kernels save a factor; the same as in ``separable.h``."""
+
+
+def saved_matrices(weight: Tensor, m: int, n: int, tol: float) -> int:
+    """How many square matrices are saved for the gradient of one of m x n, below each other.
+
+    The inverse root of WᵀW if it is not square, and a factor, which may be zero: there is none.
+    """
+    return (m != n) + (tol >= FACTORS_FROM and weight.device.type == "cpu")
+
+
 def orthogonalize(
     weight: Tensor, tol: float, scale: float, save: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -28,8 +40,7 @@ def orthogonalize(
     small = min(m, n)
     if small == 0:
         info = weight.new_zeros((*weight.shape[:-2], 5), dtype=torch.float64)
-        empty = (*weight.shape[:-2], 0, 0) if save and m != n else (0,)
-        return weight.clone(), weight.new_zeros(empty), info
+        return weight.clone(), weight.new_zeros(0), info
     finite = torch.isfinite(weight).all(-1).all(-1)
     safe = torch.where(each(finite), weight, torch.zeros_like(weight))
     u, s, vh = torch.linalg.svd(safe, full_matrices=False)
@@ -39,13 +50,14 @@ def orthogonalize(
     kept = torch.where(largest > 0, kept, torch.zeros_like(kept))
     q = (u * kept.unsqueeze(-2)) @ vh
     q = torch.where(each(finite), q, torch.full_like(q, math.nan))
-    root = weight.new_zeros((0,))
+    count = saved_matrices(weight, m, n, tol) if save else 0
+    saved = weight.new_zeros((*weight.shape[:-2], count * small, small) if count else (0,))
     if save and m != n:
         basis = vh.mT if m > n else u
         # Bounded like the rest of the gradient.
         least = (GRADIENT_FLOOR * largest).clamp_min(torch.finfo(s.dtype).tiny)
         inverse = kept / torch.maximum(s, least)
-        root = (basis * inverse.unsqueeze(-2)) @ basis.mT
+        saved[..., :small, :] = (basis * inverse.unsqueeze(-2)) @ basis.mT
     residual = torch.linalg.vector_norm(1 - kept.double() ** 2, dim=-1)
     info = torch.stack(
         (
@@ -57,14 +69,14 @@ def orthogonalize(
         ),
         -1,
     )
-    return (q * scale).contiguous(), root.contiguous(), info
+    return (q * scale).contiguous(), saved, info
 
 
 def orthogonalize_backward(
     grad: Tensor,
     weight: Tensor,
     orthogonal: Tensor,
-    inverse_root: Tensor,
+    saved: Tensor,
     info: Tensor,
     tol: float,
     scale: float,
@@ -76,7 +88,7 @@ def orthogonalize_backward(
         return grad.clone()
     if m < n:
         flipped = orthogonalize_backward(
-            grad.mT, weight.mT, orthogonal.mT, inverse_root, info, tol, scale, tangent
+            grad.mT, weight.mT, orthogonal.mT, saved, info, tol, scale, tangent
         )
         return flipped.mT.contiguous()
     q, g = orthogonal / scale, grad * scale
@@ -93,7 +105,7 @@ def orthogonalize_backward(
     k = basis @ ((basis.mT @ skew @ basis) / pairs) @ basis.mT
     out = q @ k
     if m != n:
-        out = out + (g - q @ a) @ inverse_root
+        out = out + (g - q @ a) @ saved[..., :n, :]
     return out.contiguous()
 
 
@@ -120,7 +132,7 @@ def foreach_orthogonalize_backward(
     grads: Sequence[Tensor],
     weights: Sequence[Tensor],
     orthogonal: Sequence[Tensor],
-    inverse_roots: Sequence[Tensor],
+    saved: Sequence[Tensor],
     info: Tensor,
     groups: Sequence[int],
     scales: Sequence[float],
@@ -129,9 +141,9 @@ def foreach_orthogonalize_backward(
 ) -> list[Tensor]:
     out: list[Tensor] = []
     row = 0
-    for grad, w, q, root, g, s in zip(grads, weights, orthogonal, inverse_roots, groups, scales):
+    for grad, w, q, kept, g, s in zip(grads, weights, orthogonal, saved, groups, scales):
         parts = (_as_groups(grad, g), _as_groups(w, g), _as_groups(q, g))
-        one = orthogonalize_backward(*parts, root, info[row : row + g], tol, s, tangent)
+        one = orthogonalize_backward(*parts, kept, info[row : row + g], tol, s, tangent)
         out.append(one.reshape(w.shape))
         row += g
     return out
