@@ -2,10 +2,10 @@
 
 Pages have tables between two comments, ``<!-- table: NAME -->`` and ``<!-- end of table -->``.
 A test compares pages and pictures with the records. Pictures are of the first run alone; some
-tables show that of another processor beside it.
+tables show those of other processors.
 
     python -m benchmarks.report                        # from those in benchmarks/results
-    python -m benchmarks.report RUN.json --races RACES.json --other OTHER.json
+    python -m benchmarks.report RUN.json --races RACES.json --other OTHER.json --avx2 THIRD.json
     python -m benchmarks.report --check                # changes nothing, says what is out of date
 """
 
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import plots
-from benchmarks.records import OTHER, RACES, ROOT, RUN, digest
+from benchmarks.records import AVX2, OTHER, RACES, ROOT, RUN, digest
 from benchmarks.tables import TABLES, Sources, relative
 
 _END = "<!-- end of table -->"
@@ -75,10 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("run", nargs="?", type=Path, default=RUN, help="of python -m benchmarks --json")
     p.add_argument("--races", type=Path, default=RACES, help="of benchmarks.time_to_accuracy")
     p.add_argument("--other", type=Path, default=OTHER, help="a run on another processor")
+    p.add_argument("--avx2", type=Path, default=AVX2, help="a run on one without AVX-512")
     p.add_argument("--check", action="store_true", help="write nothing")
     arguments = p.parse_args(argv)
     try:
-        sources = Sources.of(arguments.run, arguments.races, arguments.other)
+        sources = Sources.of(arguments.run, arguments.races, arguments.other, arguments.avx2)
     except (OSError, ValueError) as error:
         p.error(str(error))
     if importlib.util.find_spec("matplotlib") is None:

@@ -10,7 +10,7 @@ import re
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ from benchmarks import (
     weights,
 )
 from benchmarks.race_networks import DEEL, NAMES, ORTHOGONIUM, OURS
-from benchmarks.records import OTHER, RACES, ROOT, RUN, Case, Record, cases, load, processor
+from benchmarks.records import AVX2, OTHER, RACES, ROOT, RUN, Case, Record, cases, load, processor
 from benchmarks.runner import show_bytes, show_time
 
 DASH = "–"
@@ -40,19 +40,26 @@ HEADLINE = ("64x64", "256x256", "512x512", "128x1152")
 
 @dataclass(frozen=True)
 class Sources:
-    """What tables and pictures are made from; pictures without ``other``."""
+    """What tables and pictures are made from; pictures of the first two alone."""
 
     run_path: Path
     races_path: Path
     other_path: Path
+    avx2_path: Path
     run: Record
     races: Record
     other: Record
+    avx2: Record
 
     @staticmethod
-    def of(run: Path = RUN, race: Path = RACES, other: Path = OTHER) -> Sources:
-        """The three records."""
-        return Sources(run, race, other, load(run), races.load(race), load(other))
+    def of(run: Path = RUN, race: Path = RACES, other: Path = OTHER, avx2: Path = AVX2) -> Sources:
+        """The four records."""
+        loaded = load(run), races.load(race), load(other), load(avx2)
+        return Sources(run, race, other, avx2, *loaded)
+
+    def with_avx2(self) -> Sources:
+        """The run on the processor that has no more than AVX2 in place of the first."""
+        return replace(self, run_path=self.avx2_path, run=self.avx2)
 
     def pairs(self, benchmark: str) -> list[tuple[Case, Case | None]]:
         """The contests of the run, each with that of the other processor if it has it."""
@@ -162,6 +169,11 @@ def source(s: Sources) -> str:
 def other_source(s: Sources) -> str:
     """Where the figures of another processor come from."""
     return f"{_origin(s.other_path, s.other)} {_met(s.other)}"
+
+
+def avx2_source(s: Sources) -> str:
+    """Where the figures of the processor without AVX-512 come from."""
+    return f"{_origin(s.avx2_path, s.avx2)} {_met(s.avx2)}"
 
 
 def relative(path: Path) -> str:
@@ -503,6 +515,11 @@ TABLES: dict[str, Callable[[Sources], str]] = {
     "processors": processors,
     "rates": rates,
     "other peers ahead": other_peers_ahead,
+    "narrow source": avx2_source,
+    "narrow weights": lambda s: one_weight(s.with_avx2()),
+    "narrow spectral": lambda s: spectral_norm(s.with_avx2()),
+    "narrow steps": lambda s: whole_steps(s.with_avx2()),
+    "narrow peers ahead": lambda s: peers_ahead(s.with_avx2()),
 }
 
 
@@ -513,11 +530,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--run", type=Path, default=RUN, metavar="PATH", help="another record")
     p.add_argument("--races", type=Path, default=RACES, metavar="PATH", help="of time_to_accuracy")
     p.add_argument("--other", type=Path, default=OTHER, metavar="PATH", help="of another processor")
+    p.add_argument("--avx2", type=Path, default=AVX2, metavar="PATH", help="of one without AVX-512")
     arguments = p.parse_args(argv)
     unknown = [name for name in arguments.names if name not in TABLES]
     if unknown:
         p.error(f"there is no table {unknown[0]!r}; there are {', '.join(TABLES)}")
-    sources = Sources.of(arguments.run, arguments.races, arguments.other)
+    sources = Sources.of(arguments.run, arguments.races, arguments.other, arguments.avx2)
     for name in arguments.names or TABLES:
         print(f"{name}\n\n{TABLES[name](sources)}\n")
     return 0

@@ -26,10 +26,10 @@ MAPS = ("cayley", "matrix_exp", "householder")
 # (m x n x n, n x n x n) on the smaller side n, symmetric results at half price.
 # Forward: the Gram matrix and the result; three symmetric products for the polynomial between them.
 FORWARD = (1.5, 1.5)
-# QᵀG, Q times something; three iterations of the linear solve.
-EXACT = (2.0, 3.0)
+# QᵀG, Q times something; between them the linear solve, a symmetric congruence.
+EXACT = (2.0, 1.5)
 # Outside the column space: G H⁻¹, and A H⁻¹.
-EXACT_TALL = (3.0, 4.0)
+EXACT_TALL = (3.0, 2.5)
 TANGENT = (2.0, 0.0)
 
 DEEL, ORTHOGONIUM, COMPILED = "deel-torchlip", "orthogonium", "compiled Björck"

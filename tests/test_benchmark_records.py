@@ -174,10 +174,11 @@ def sources(
     run: dict[str, Any],
     race: dict[str, Any] | None = None,
     other: dict[str, Any] | None = None,
+    avx2: dict[str, Any] | None = None,
 ) -> Sources:
     """Records that are in no file."""
-    paths = (Path("run.json"), Path("races.json"), Path("other.json"))
-    return Sources(*paths, run, race or races_of(), other or record())
+    paths = (Path("run.json"), Path("races.json"), Path("other.json"), Path("avx2.json"))
+    return Sources(*paths, run, race or races_of(), other or record(), avx2 or record())
 
 
 def lines(text: str) -> list[str]:
@@ -341,6 +342,15 @@ def test_the_other_source_counts_its_own_targets() -> None:
     assert text.endswith("; torch 1, deel-torchlip 1, orthogonium 1. 1 of 2 targets were met.")
 
 
+def test_a_third_processor_has_tables_of_its_own() -> None:
+    found = two_processors()
+    third = sources(found.run, other=found.other, avx2=found.other)
+    assert tables.TABLES["narrow weights"](third) == tables.one_weight(sources(found.other))
+    assert tables.TABLES["narrow steps"](third) == tables.whole_steps(sources(found.other))
+    assert "`avx2.json`" in tables.TABLES["narrow source"](third)
+    assert tables.headline(third) == tables.headline(found)
+
+
 def test_the_parts_of_a_step_are_differences() -> None:
     found = [
         contender(steps.FUSED, 10.0),
@@ -406,7 +416,10 @@ def test_another_processor_changes_tables_and_no_pictures(tmp_path: Path) -> Non
     assert {page.name for page in report.out_of_date(shown)} == {"README.md", "performance.md"}
 
 
-@pytest.mark.parametrize("path", [records.RUN, records.OTHER], ids=lambda path: path.name)
+COMMITTED = (records.RUN, records.OTHER, records.AVX2)
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.name)
 def test_records_are_of_full_runs_and_say_where_they_stand(path: Path) -> None:
     found = records.load(path)
     assert found["command"] == [
@@ -416,9 +429,10 @@ def test_records_are_of_full_runs_and_say_where_they_stand(path: Path) -> None:
     assert not found["settings"]["quick"]
 
 
-def test_the_two_records_differ_in_the_processor_alone() -> None:
-    run, other = Sources.of().run, Sources.of().other
-    assert records.processor(run) != records.processor(other)
+@pytest.mark.parametrize("path", COMMITTED[1:], ids=lambda path: path.name)
+def test_records_differ_in_the_processor_alone(path: Path) -> None:
+    run, other = records.load(records.RUN), records.load(path)
+    assert run["machine"]["instruction_set"] != other["machine"]["instruction_set"]
     assert run["versions"] == other["versions"]
     assert run["settings"] == other["settings"]
     assert run["machine"]["threads"] == other["machine"]["threads"]
