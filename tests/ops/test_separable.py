@@ -20,6 +20,9 @@ pytestmark = pytest.mark.skipif(_native.kernels is None, reason="plain torch lea
 
 op = torch.ops.lipfuse
 ALGORITHMS = Path(__file__).parents[2] / "csrc" / "algorithms"
+checkout = pytest.mark.skipif(
+    not (ALGORITHMS / "fit_separable.py").is_file(), reason="needs the checkout"
+)
 SHAPES = [(3, 3), (32, 32), (64, 64), (7, 5), (5, 7), (90, 40), (40, 90), (150, 50), (200, 200)]
 RATIOS = [0.62, 0.65, 0.75, 0.85, 0.95, 0.99, 0.9999]
 
@@ -59,6 +62,7 @@ def fitting() -> Any:
     return module
 
 
+@checkout
 def test_coefficients_are_the_best_and_as_good_as_promised(fitting: Any) -> None:
     numbers = quartics()
     assert sorted(numbers) == ["a", "f[0]", "f[1]", "f[2]", "f[3]"]
@@ -73,6 +77,7 @@ def test_coefficients_are_the_best_and_as_good_as_promised(fitting: Any) -> None
             assert error <= 1.05 * best + 5e-6, ratio
 
 
+@checkout
 def test_error_is_written_as_it_is_tested() -> None:
     text = (ALGORITHMS / "separable.h").read_text()
     assert "return 1e-5 + 1.45e-3 * std::pow((1 - l) / 0.4, 3.6);" in text
