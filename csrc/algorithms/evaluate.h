@@ -11,8 +11,8 @@
 namespace lipfuse {
 
 // P = p(S / high) / sqrt(high) for S = I + R. R is what is kept of S: near an orthogonal matrix it
-// holds the digits that S would lose. Both are kept as half. `result` and the two arrays of scratch may
-// change places.
+// holds the digits that S would lose. Both are kept as half. `result` and the second array of scratch
+// may change places.
 // factor: where f of `separable` goes, of the root of S / high, kept as half as well; or null. It may
 // be the first array of scratch.
 template <class Backend, class T>
@@ -25,8 +25,9 @@ LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high, co
     const double alpha = 2 / (high * (1 - low)), gamma = alpha - (1 + low) / (1 - low);
     auto half = [&](const T* x) { return backend.half(x, n); };
     // The factor is to_root P + to_square E² + to_r R + to_one I: the last product has all of them.
+    const bool factors = Backend::separates && factor;
     double to_root = 0, to_square = 0, to_r = 0, to_one = 0;
-    if (factor) {
+    if (factors) {
         const double mid = (1 + low) / 2, radius = (1 - low) / 2;  // S / high = mid I + radius E
         const double* f = separable->f;
         to_root = f[1] / unit;
@@ -35,10 +36,10 @@ LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high, co
         to_one = f[0] - f[3] * mid * mid + to_r;
     }
     // An epilogue gives P and the factor where it has the square q E² + s E + t I times P's unit.
-    // Returns which of its outputs P is: the first, which may replace an operand, is the factor.
+    // Returns which of its outputs P is: the first, which may replace an X, is the factor.
     const auto outputs = [&](auto& e, double acc, double x0, double diagonal) {
-        const int at = factor ? 1 : 0;
-        if (factor) {
+        const int at = factors ? 1 : 0;
+        if (factors) {
             e.outputs = 2;
             e.out[1] = e.out[0];
             e.out[0] = factor;
@@ -55,7 +56,7 @@ LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high, co
         const double x0 = p.c[1] * alpha, diagonal = p.c[0] + p.c[1] * gamma;
         backend.combine(T(unit * x0), r, n, T(unit * diagonal), out);
         // So close to an orthogonal matrix E², times the square of the interval's length, is nothing.
-        if (factor)
+        if (factors)
             backend.combine(T(to_root * unit * x0 + to_r), r, n,
                             T(to_root * unit * diagonal + to_one), factor);
         return;
@@ -65,7 +66,7 @@ LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high, co
         e.x[0] = r;
         outputs(e, p.c[2] * alpha * alpha, 2 * p.c[2] * alpha * gamma + p.c[1] * alpha,
                 p.c[2] * gamma * gamma + p.c[1] * gamma + p.c[0]);
-        if (factor) {
+        if (factors) {
             e.acc[0] += T(to_square * alpha * alpha);
             e.x0[0] += T(to_square * 2 * alpha * gamma);
             e.diagonal[0] += T(to_square * gamma * gamma);
@@ -73,7 +74,9 @@ LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high, co
         backend.multiply_half(half(r), half(r), e);
         return;
     }
-    T* e2 = scratch[0];
+    // Of degree 4, E² is an operand of the product whose result the factor is.
+    auto mark = backend.mark();
+    T* e2 = factors && p.degree == 4 ? backend.allocate(n * n) : scratch[0];
     T* m = scratch[1];
     // First product: E² and, from the same accumulator, q2 E² + q1 E + q0 I.
     const double q2 = p.degree == 4 ? p.c[4] : p.a, q1 = p.degree == 4 ? p.c[3] : p.b,
@@ -93,16 +96,16 @@ LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high, co
     last.x[0] = r;
     if (p.degree == 4) {  // E² (c4 E² + c3 E + c2) + c1 E + c0
         outputs(last, 1, p.c[1] * alpha, p.c[0] + p.c[1] * gamma);
-        if (factor) {
+        if (factors) {
             last.x[1] = e2;
             last.x1[0] = T(to_square);
         }
         backend.multiply_half(half(e2), half(m), last);
+        backend.release(mark);
         return;
     }
     // y = E² M gives both factors: y + c E² + d E + f I and y + e E². M is read as an operand while
     // they are written, so the result takes its place only afterwards.
-    auto mark = backend.mark();
     T* right = backend.allocate(n * n);
     T* left = out;
     auto second = backend.epilogue(left);
@@ -118,7 +121,7 @@ LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high, co
     last.out[0] = m;
     const int at = outputs(last, 1, p.h * alpha, p.i + p.h * gamma);
     last.x[1] = e2;
-    if (factor) last.x1[0] = T(to_root * unit * p.g + to_square);
+    if (factors) last.x1[0] = T(to_root * unit * p.g + to_square);
     last.x1[at] = T(unit * p.g);
     backend.multiply_half(half(left), half(right), last);
     exchange(*result, scratch[1]);

@@ -178,7 +178,7 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
     const int64_t n = side.small, area = rows * cols;
     const T* none = nullptr;
     PolarInfo info;
-    bool factored = false;
+    double factored = 0;  // from which smallest singular value
     auto mark = backend.mark();
 
     const double largest = backend.largest(w, area);
@@ -217,13 +217,13 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
             polar_stage(backend, static_cast<const T*>(r), n, tolerance, unit, lifts, info);
         if (lift.polynomial) {
             allow_rough_products(backend, lift.rough);
-            const double l = info.low / info.high;
-            const bool factors = factor && info.stages == 0 && l >= separable_from;
-            const Separable separable(l);
-            if (factored) scratch[0] = backend.allocate(n * n);
+            const Separable separable(info.low / info.high);
+            const bool factors = Backend::separates && factor && info.stages == 0 &&
+                                 info.low >= separable_from * info.high;
+            if (factors) factored = info.low;
+            if (info.stages > 0 && scratch[0] == factor) scratch[0] = backend.allocate(n * n);
             evaluate(backend, *lift.polynomial, lift.high, static_cast<const T*>(r), n, &p, scratch,
                      &separable, factors ? factor : nullptr);
-            factored |= factors;
         } else if constexpr (Backend::inverts) {
             const Halley& f = lift.f;
             const double root = std::sqrt(lift.high);
@@ -282,7 +282,7 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
     } else if (inverse_root) {
         backend.complete(inverse_root, n);
     }
-    if (factored)
+    if (factored > 0 && info.low == factored)  // no later stage has seen smaller ones
         backend.complete(factor, n);
     else if (factor)
         backend.fill(factor, n * n, T(0));

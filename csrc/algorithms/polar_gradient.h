@@ -216,7 +216,8 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
     double unit = 1 / (scale * (high + cut));
     bool solved = !(norm > 0 && (1 - l) / (1 + l) > tolerance);  // C, or nearly
     if constexpr (Backend::separates) {
-        if (!solved && factor && factor[0] > 0 && Separable::error(l) <= tolerance) {
+        if (!solved && factor && factor[0] > 0 && l >= separable_from &&
+            Separable::error(l) <= tolerance) {
             const auto f = backend.view(factor, n, n);
             T* fc = spare;
             backend.multiply(f, backend.half(c, n, Mirror::skew), fc, false);

@@ -11,7 +11,7 @@
 namespace lipfuse {
 
 // Below this ratio of the least to the largest eigenvalue there is no such approximation in store, and
-// below this tolerance of the forward none is accurate enough for its gradient.
+// below this tolerance of the forward none is made: few would be accurate enough for its gradient.
 LIPFUSE_DEVICE constexpr double separable_from = 0.57, separable_tolerance = 2e-5;
 
 // Of all a and f those with the least |1 - (x + y) (a + f(x) f(y))| at its largest on [l, 1]²; as

@@ -88,7 +88,7 @@ inline void check_polar(const Tensor& grad, const Tensor& weight, const Tensor& 
     const bool square = m.rows == m.cols;
     if (saved.numel() == 0 && (square || tangent)) return;
     if (factors && saved.numel() == (square ? one : 2 * one)) return;
-    check_numel(saved, square ? 0 : one, "saved");
+    check_numel(saved, square && !factors ? 0 : one, "saved");
 }
 
 // ---- many weights in one call --------------------------------------------------------------------

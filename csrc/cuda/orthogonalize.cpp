@@ -30,7 +30,7 @@ std::tuple<Tensor, Tensor, Tensor> orthogonalize_op(const Tensor& weight, double
     check_tolerance(tol);
     const Scope scope(weight);
     const Tensor w = packed(weight);
-    const bool keep_root = save && m.rows != m.cols;
+    const bool keep_root = save && m.rows != m.cols && m.small() > 0;
     Tensor out = make(w, sizes_of(w));
     Tensor root = make(w, keep_root ? batch_sizes(w, {m.small(), m.small()}) : Sizes{0});
     Tensor info = make_double(w, batch_sizes(w, {info_size}));
@@ -90,7 +90,7 @@ std::tuple<Tensors, Tensors, Tensor> foreach_orthogonalize_op(Tensors weights,
             Tensor& w = weights[i];
             w = packed(w);
             const Matrices& m = matrices[i];
-            const bool keep = save && m.rows != m.cols;
+            const bool keep = save && m.rows != m.cols && m.small() > 0;
             out.push_back(make(w, sizes_of(w)));
             roots.push_back(make(w, keep ? Sizes{m.batch, m.small(), m.small()} : Sizes{0}));
             jobs.push_back({m.batch, forward_arguments<T>(w, out[i], roots[i], info, from, m.rows,
@@ -111,7 +111,8 @@ Tensors foreach_orthogonalize_backward_op(Tensors grads, Tensors weights, Tensor
     const std::vector<Matrices> matrices = check_weights(weights, groups, scales);
     check_info(weights[0], info, total_of(matrices) * info_size);
     for (size_t i = 0; i < weights.size(); ++i)
-        check_polar(weights[i], grads[i], orthogonal[i], inverse_roots[i], matrices[i], tangent, false);
+        check_polar(weights[i], grads[i], orthogonal[i], inverse_roots[i], matrices[i], tangent,
+                    false);
     const Scope scope(weights[0]);
     pack({&grads, &weights, &orthogonal, &inverse_roots});
     const Tensor range = packed(info);

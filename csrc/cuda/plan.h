@@ -216,7 +216,7 @@ inline Demand spectral_bound_demand(int64_t matrices, int64_t rows, int64_t cols
 }
 inline Demand polar_backward_demand(int64_t matrices, int64_t rows, int64_t cols) {
     const int64_t n = std::min(rows, cols);
-    // A, K, C, H, D and a product; a damped inverse and three for making it
+    // A, C, a product, H, K and the one before; a damped inverse, what of, and three for making it
     return product_demand(matrices, rows, cols, rows == cols ? 2.5 : 3.5, 6, 14, 11 * n * n);
 }
 

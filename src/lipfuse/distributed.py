@@ -161,7 +161,8 @@ class _Shared(torch.autograd.Function):
         own = ([groups[i] for i in mine], [scales[i] for i in mine])
         results: list[Tensor] = []
         if mine:
-            results, kept = normalise([weights[i] for i in mine], *own, tol, save)
+            keep = save and not tangent
+            results, kept = normalise([weights[i] for i in mine], *own, tol, keep)
             if save:
                 ctx.save_for_backward(*kept)
         ctx.arguments = (exchange, *own, SOLVE * tol, tangent)

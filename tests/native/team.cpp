@@ -56,17 +56,18 @@ template <class T>
 std::vector<T> computed(cpu::Parallel parallel, const std::vector<T>& w, int64_t rows,
                         int64_t cols) {
     const int64_t area = rows * cols, small = std::min(rows, cols);
-    std::vector<T> out(static_cast<size_t>(3 * area + small * small + rows + cols));
+    std::vector<T> out(static_cast<size_t>(3 * area + 2 * small * small + rows + cols));
     T* q = out.data();
     T* gradient = q + area;
     T* iterated = gradient + area;
     T* root = iterated + area;
-    T* u = root + small * small;
+    T* factor = root + small * small;
+    T* u = factor + small * small;
     T* v = u + rows;
     Backend<T> backend(parallel);
-    const PolarInfo info = polar(backend, w.data(), rows, cols, 1e-4, 1.0, q, root);
-    polar_backward(backend, w.data(), w.data(), q, root, rows, cols, 1.0, info.low, info.high, 1e-4,
-                   false, gradient);
+    const PolarInfo info = polar(backend, w.data(), rows, cols, 1e-4, 1.0, q, root, factor);
+    polar_backward(backend, w.data(), w.data(), q, root, rows, cols, 1.0, info.low, info.high, 2e-3,
+                   false, gradient, static_cast<const T*>(factor));
     std::fill(v, v + cols, T(1));
     power_iteration(backend, Backend<T>::view(w.data(), rows, cols), u, v, 5, 1e-12);
     double shrink;

@@ -420,23 +420,26 @@ void special() {
     }
 }
 
-// Q, (WᵀW)^(-1/2), W's gradient, exact and along the tangent, and what was found out.
+// Q, (WᵀW)^(-1/2), the gradient's factor, W's gradient, exact and along the tangent, and what was found
+// out.
 struct Found {
-    Matrix q, root, exact, tangent;
+    Matrix q, root, factor, exact, tangent;
     PolarInfo info;
 };
 Found found(const Matrix& w, const Matrix& g, int64_t rows, int64_t cols, int threads) {
     const int64_t small = std::min(rows, cols);
-    Found x{
-        Matrix(w.size()), Matrix(size_t(small * small)), Matrix(w.size()), Matrix(w.size()), {}};
+    const Matrix square(size_t(small * small));
+    Found x{Matrix(w.size()), square, square, Matrix(w.size()), Matrix(w.size()), {}};
     const Parallel parallel{threads, nullptr, nullptr};
     Backend<float> backend(parallel);
     const PolarInfo info =
-        polar(backend, w.data(), rows, cols, 1e-4, 1.0, x.q.data(), x.root.data());
+        polar(backend, w.data(), rows, cols, 1e-4, 1.0, x.q.data(), x.root.data(), x.factor.data());
     x.info = info;
+    const float* factor = x.factor.data();
     for (const bool tangent : {false, true})
         polar_backward(backend, g.data(), w.data(), x.q.data(), x.root.data(), rows, cols, 1.0,
-                       info.low, info.high, 1e-4, tangent, (tangent ? x.tangent : x.exact).data());
+                       info.low, info.high, 2e-3, tangent, (tangent ? x.tangent : x.exact).data(),
+                       factor);
     return x;
 }
 void close(const char* what, const Matrix& a, const Matrix& b, double allowed) {
@@ -481,6 +484,7 @@ void algorithms(int64_t rows, int64_t cols, int threads) {
         if (deficient) continue;
         close("the gradient", ours.exact, plain.exact, near ? 2e-4 : 2e-2);
         close("the tangent gradient", ours.tangent, plain.tangent, near ? 2e-5 : 2e-3);
+        if (near) close("the factor", ours.factor, plain.factor, 1e-3);
         if (rows != cols) close("(WᵀW)^(-1/2)", ours.root, plain.root, near ? 2e-5 : 2e-3);
         ++right;
     }

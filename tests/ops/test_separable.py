@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lipfuse import _native, ops
 from lipfuse.ops.orthogonalize import SOLVE
+from lipfuse.reference.orthogonalize import FACTORS_FROM
 
 pytestmark = pytest.mark.skipif(_native.kernels is None, reason="plain torch leaves no factor")
 
@@ -78,8 +79,10 @@ def test_coefficients_are_the_best_and_as_good_as_promised(fitting: Any) -> None
 
 
 @checkout
-def test_error_is_written_as_it_is_tested() -> None:
+def test_numbers_are_written_as_they_are_tested() -> None:
     text = (ALGORITHMS / "separable.h").read_text()
+    (least,) = re.findall(r"separable_tolerance = ([^,;]+)[,;]", text)
+    assert float(least) == FACTORS_FROM
     assert "return 1e-5 + 1.45e-3 * std::pow((1 - l) / 0.4, 3.6);" in text
 
 
@@ -118,6 +121,57 @@ def test_no_factor_is_zero(kind: str, isa: str) -> None:
         _, saved, _ = op.orthogonalize(w, 1e-4, 1.0, True)
         assert saved.shape[-2] == min(shape) * (1 + (shape[0] != shape[1]))
         assert not factor(w, saved).any()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("ratio", [0.62, 0.8, 0.85, 0.9, 0.95, 0.98, 0.999])
+def test_factor_is_that_function_and_costs_the_weight_nothing(
+    ratio: float, count: int, isa: str
+) -> None:
+    """For polynomials of every degree: Q is the same to the bit, F what it is said to be."""
+    numbers = quartics()
+    for shape in [(12, 12), (48, 48), (64, 64), (80, 48), (200, 200), (256, 256)]:
+        w = weight(shape, ratio)
+        for dtype in (torch.float32, torch.float64):
+            with tools.threads(count):
+                alone, _, without = op.orthogonalize(w.to(dtype), 1e-4, 1.0, False)
+                q, saved, info = op.orthogonalize(w.to(dtype), 1e-4, 1.0, True)
+            assert torch.equal(alone, q) and torch.equal(without, info), shape
+            t = 1 - float(info[0] / info[1])
+            _, *f = (float(np.polyval(c[::-1], t)) for c in numbers.values())
+            values, basis = torch.linalg.eigh(w.T @ w if shape[0] >= shape[1] else w @ w.T)
+            x = values.sqrt() / info[1]
+            exact = (basis * (f[0] + f[1] / x + f[2] * x**2 + f[3] * x**4)) @ basis.T
+            assert tools.relative_error(factor(w, saved), exact) <= 2e-5, (shape, dtype)
+
+
+def start_vector(n: int) -> Tensor:
+    """What Lanczos's process begins with: see ``spectrum.h``."""
+    state, signs = 0x9E3779B9, []
+    for _ in range(n):
+        state = (1664525 * state + 1013904223) % 2**32
+        signs.append(1.0 if state >> 31 else -1.0)
+    sizes = torch.arange(1, n + 1, dtype=torch.float64).sqrt()
+    return torch.nn.functional.normalize(torch.tensor(signs, dtype=torch.float64) * sizes, dim=0)
+
+
+def test_a_singular_value_that_is_seen_late_takes_the_factor_back(isa: str) -> None:
+    """One that is invisible from the start vector: what the first stage left is for others."""
+    n = 32
+    torch.manual_seed(0)
+    basis = torch.linalg.qr(
+        torch.cat([start_vector(n)[:, None], torch.randn(n, n - 1).double()], 1)
+    )[0]
+    mixed = torch.linalg.qr(torch.randn(n - 1, n - 1, dtype=torch.float64))[0]
+    basis = torch.cat([basis[:, :-1] @ mixed, basis[:, -1:]], 1)
+    values = torch.cat([torch.linspace(0.8, 1, n - 1), torch.tensor([0.2])]).double()
+    w = (basis * values) @ basis.T
+    q, saved, info = op.orthogonalize(w, 2e-3, 1.0, True)
+    assert float(info[0]) < 0.5 and float(info[4]) > 1  # it was found in the end
+    assert not saved.any()
+    g = tools.matrix("gaussian", (n, n), 9)
+    found = op.orthogonalize_backward(g, w, q, saved, info, SOLVE * 2e-3, 1.0, False)
+    assert tools.relative_error(found, tools.polar_gradient(w, g)) <= 0.05
 
 
 def test_a_tight_tolerance_does_without(isa: str) -> None:
@@ -159,13 +213,18 @@ def test_tangent_saves_nothing_more() -> None:
         return x
 
     w = weight((40, 40), 0.8).float().requires_grad_()
-    sizes = []
-    for tangent in (False, True):
-        kept.clear()
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            ops.orthogonal_weight(w, 1e-4, 1.0, tangent)
-        sizes.append(sum(kept))
-    assert sizes[0] - sizes[1] == 1600
+    for call in (
+        lambda tangent: ops.orthogonal_weight(w, 1e-4, 1.0, tangent),
+        lambda tangent: ops.orthogonalize(w, 1e-4, 1.0, tangent),
+        lambda tangent: ops.foreach_orthogonalize([w], [1], [1.0], 1e-4, tangent),
+    ):
+        sizes = []
+        for tangent in (False, True):
+            kept.clear()
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+                call(tangent)
+            sizes.append(sum(kept))
+        assert sizes[0] - sizes[1] == 1600
 
 
 @pytest.mark.parametrize("size", [3, 8, 48])

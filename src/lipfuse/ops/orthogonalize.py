@@ -61,9 +61,13 @@ _orthogonalize_backward = once_differentiable(define("orthogonalize_backward", _
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    weight, tol, scale, save = inputs
-    if not save:
+    if not inputs[3]:
         raise ValueError("save must be True where a gradient is wanted")
+    _setup_tangent(ctx, inputs, output)
+
+
+def _setup_tangent(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    weight, tol, scale, _ = inputs
     ctx.save_for_backward(weight, *output)
     ctx.tol, ctx.scale = tol, scale
 
@@ -83,7 +87,7 @@ def _gradient(tangent: bool) -> Callable[..., tuple[Any, ...]]:
 _backward, _tangent_backward = _gradient(False), _gradient(True)
 _call = differentiable(_orthogonalize, _setup, _backward, auxiliary=(1, 2))
 _tangent_call = with_gradient(
-    "lipfuse::orthogonalize_tangent", _call, _setup, _tangent_backward, auxiliary=(1, 2)
+    "lipfuse::orthogonalize_tangent", _call, _setup_tangent, _tangent_backward, auxiliary=(1, 2)
 )
 
 
@@ -146,7 +150,10 @@ def orthogonalize(
 ) -> tuple[Tensor, Tensor]:
     """``(scale * Q, info)``; see :data:`INFO`."""
     save = wants_gradient(weight)
-    out, _, info = (_tangent_call if tangent and save else _call)(weight, tol, scale, save)
+    if tangent and save:  # which needs nothing more
+        out, _, info = _tangent_call(weight, tol, scale, False)
+    else:
+        out, _, info = _call(weight, tol, scale, save)
     return out, info
 
 
