@@ -35,8 +35,8 @@ LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high, co
         to_r = (f[2] + 2 * mid * f[3]) / high;
         to_one = f[0] - f[3] * mid * mid + to_r;
     }
-    // An epilogue gives P and the factor where it has the square q E² + s E + t I times P's unit.
-    // Returns which of its outputs P is: the first, which may replace an X, is the factor.
+    // Makes the epilogue one of P = unit (acc AB + x0 R + diagonal I), and of the factor if one is wanted:
+    // all but its E². Returns which of the outputs P is: the first, which may replace an X, is the factor.
     const auto outputs = [&](auto& e, double acc, double x0, double diagonal) {
         const int at = factors ? 1 : 0;
         if (factors) {
