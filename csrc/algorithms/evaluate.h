@@ -13,12 +13,11 @@ namespace lipfuse {
 // P = p(S / high) / sqrt(high) for S = I + R. R is what is kept of S: near an orthogonal matrix it
 // holds the digits that S would lose. Both are kept as half. `result` and the second array of scratch
 // may change places.
-// factor: where f of `separable` goes, of the root of S / high, kept as half as well; or null. It may
-// be the first array of scratch.
+// factor: where F of separable.h goes, for singular values in [l, 1] times the root of high, kept as half as
+// well; or null. It may be the first array of scratch.
 template <class Backend, class T>
 LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high, const T* r, int64_t n,
-                             T** result, T** scratch, const Separable* separable = nullptr,
-                             T* factor = nullptr) {
+                             T** result, T** scratch, T* factor = nullptr, double l = 0) {
     T* out = *result;
     // E = alpha R + gamma I, spelled out in every epilogue below.
     const double low = p.l * p.l, unit = 1 / std::sqrt(high);
@@ -29,11 +28,11 @@ LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high, co
     double to_root = 0, to_square = 0, to_r = 0, to_one = 0;
     if (factors) {
         const double mid = (1 + low) / 2, radius = (1 - low) / 2;  // S / high = mid I + radius E
-        const double* f = separable->f;
-        to_root = f[1] / unit;
-        to_square = f[3] * radius * radius;
-        to_r = (f[2] + 2 * mid * f[3]) / high;
-        to_one = f[0] - f[3] * mid * mid + to_r;
+        const Separable s(l);
+        to_root = s.f[1] / unit;
+        to_square = s.f[3] * radius * radius;
+        to_r = (s.f[2] + 2 * mid * s.f[3]) / high;
+        to_one = s.f[0] - s.f[3] * mid * mid + to_r;
     }
     // Makes the epilogue one of P = unit (acc AB + x0 R + diagonal I), and of the factor if one is wanted:
     // all but its E². Returns which of the outputs P is: the first, which may replace an X, is the factor.

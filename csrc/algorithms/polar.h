@@ -217,13 +217,12 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
             polar_stage(backend, static_cast<const T*>(r), n, tolerance, unit, lifts, info);
         if (lift.polynomial) {
             allow_rough_products(backend, lift.rough);
-            const Separable separable(info.low / info.high);
             const bool factors = Backend::separates && factor && info.stages == 0 &&
                                  info.low >= separable_from * info.high;
             if (factors) factored = info.low;
             if (info.stages > 0 && scratch[0] == factor) scratch[0] = backend.allocate(n * n);
             evaluate(backend, *lift.polynomial, lift.high, static_cast<const T*>(r), n, &p, scratch,
-                     &separable, factors ? factor : nullptr);
+                     factors ? factor : nullptr, info.low / info.high);
         } else if constexpr (Backend::inverts) {
             const Halley& f = lift.f;
             const double root = std::sqrt(lift.high);
