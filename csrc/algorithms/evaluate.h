@@ -13,11 +13,13 @@ namespace lipfuse {
 // P = p(S / high) / sqrt(high) for S = I + R. R is what is kept of S: near an orthogonal matrix it
 // holds the digits that S would lose. Both are kept as half. `result` and the second array of scratch
 // may change places.
+// third: one more array of scratch, or null: then one is allocated if need be.
 // factor: where F of separable.h goes, for singular values in [l, 1] times the root of high, kept as half as
 // well; or null. It may be the first array of scratch.
 template <class Backend, class T>
 LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high, const T* r, int64_t n,
-                             T** result, T** scratch, T* factor = nullptr, double l = 0) {
+                             T** result, T** scratch, T* third, T* factor = nullptr,
+                             double l = 0) {
     T* out = *result;
     // E = alpha R + gamma I, spelled out in every epilogue below.
     const double low = p.l * p.l, unit = 1 / std::sqrt(high);
@@ -73,9 +75,10 @@ LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high, co
         backend.multiply_half(half(r), half(r), e);
         return;
     }
-    // Of degree 4, E² is an operand of the product whose result the factor is.
     auto mark = backend.mark();
-    T* e2 = factors && p.degree == 4 ? backend.allocate(n * n) : scratch[0];
+    if (!third && (p.degree > 4 || factors)) third = backend.allocate(n * n);
+    // Of degree 4, E² is an operand of the product whose result the factor is.
+    T* e2 = factors && p.degree == 4 ? third : scratch[0];
     T* m = scratch[1];
     // First product: E² and, from the same accumulator, q2 E² + q1 E + q0 I.
     const double q2 = p.degree == 4 ? p.c[4] : p.a, q1 = p.degree == 4 ? p.c[3] : p.b,
@@ -105,8 +108,7 @@ LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high, co
     }
     // y = E² M gives both factors: y + c E² + d E + f I and y + e E². M is read as an operand while
     // they are written, so the result takes its place only afterwards.
-    T* right = backend.allocate(n * n);
-    T* left = out;
+    T *left = out, *right = third;
     auto second = backend.epilogue(left);
     second.outputs = 2;
     second.out[1] = right;

@@ -205,9 +205,6 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
     }
 
     T* r = backend.allocate(n * n);
-    T* p = backend.allocate(n * n);
-    T* scratch[2] = {factor ? factor : backend.allocate(n * n), backend.allocate(n * n)};
-    T* spare = nullptr;  // the other buffer of the growing product of a wide spectrum
     side.deviation(source, r);
     info.residual = std::sqrt(backend.square_of_half(r, n));
     Lift lifts[polar_most_stages + 1];  // from the second on; the first stands for no stage
@@ -215,14 +212,19 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
            info.stages < polar_most_stages && !lifts[info.stages].polishes) {
         const Lift& lift =
             polar_stage(backend, static_cast<const T*>(r), n, tolerance, unit, lifts, info);
+        auto stage = backend.mark();
+        T* p = backend.allocate(n * n);
+        // Results are as good as scratch till they are written.
+        const bool first = info.stages == 0, in_result = source != q && !Backend::near_scratch;
+        T* scratch[2] = {factor && first ? factor : backend.allocate(n * n),
+                         backend.allocate(n * n)};
         if (lift.polynomial) {
             allow_rough_products(backend, lift.rough);
-            const bool factors = Backend::separates && factor && info.stages == 0 &&
+            const bool factors = Backend::separates && factor && first &&
                                  info.low >= separable_from * info.high;
             if (factors) factored = info.low;
-            if (info.stages > 0 && scratch[0] == factor) scratch[0] = backend.allocate(n * n);
             evaluate(backend, *lift.polynomial, lift.high, static_cast<const T*>(r), n, &p, scratch,
-                     factors ? factor : nullptr, info.low / info.high);
+                     in_result ? q : nullptr, factors ? factor : nullptr, info.low / info.high);
         } else if constexpr (Backend::inverts) {
             const Halley& f = lift.f;
             const double root = std::sqrt(lift.high);
@@ -236,13 +238,11 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
             if (info.stages == 0) {
                 backend.axpby(backend.size_of_half(n), T(unit), p, T(0), none, inverse_root);
             } else {
-                if (!spare) spare = backend.allocate(n * n);
                 backend.multiply_half(backend.half(inverse_root, n), backend.half(p, n),
-                                      backend.epilogue(spare));
-                backend.axpby(backend.size_of_half(n), T(1), spare, T(0), none, inverse_root);
+                                      backend.epilogue(scratch[1]));
+                backend.axpby(backend.size_of_half(n), T(1), scratch[1], T(0), none, inverse_root);
             }
         }
-        auto stage = backend.mark();
         if (source == q) {  // W p(S) cannot be written over W
             T* copy = backend.allocate(area);
             backend.axpby(area, T(1), q, T(0), none, copy);
@@ -250,7 +250,6 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
         }
         side.apply(source, backend.half(p, n), q, T(1), T(0), none);
         allow_rough_products(backend, false);
-        backend.release(stage);
         source = q;
         ++info.stages;
         const double before = info.residual;
@@ -264,7 +263,9 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
             e = backend.epilogue(r);
             e.diagonal[0] = T(-1);
             backend.multiply_half(backend.half(p, n), backend.half(scratch[1], n), e);
+            backend.release(stage);
         } else {
+            backend.release(stage);
             side.deviation(q, r);
         }
         info.residual = std::sqrt(backend.square_of_half(r, n));
