@@ -18,8 +18,7 @@ namespace lipfuse {
 // well; or null. It may be the first array of scratch.
 template <class Backend, class T>
 LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high, const T* r, int64_t n,
-                             T** result, T** scratch, T* third, T* factor = nullptr,
-                             double l = 0) {
+                             T** result, T** scratch, T* third, T* factor = nullptr, double l = 0) {
     T* out = *result;
     // E = alpha R + gamma I, spelled out in every epilogue below.
     const double low = p.l * p.l, unit = 1 / std::sqrt(high);

@@ -220,8 +220,8 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
                          backend.allocate(n * n)};
         if (lift.polynomial) {
             allow_rough_products(backend, lift.rough);
-            const bool factors = Backend::separates && factor && first &&
-                                 info.low >= separable_from * info.high;
+            const bool factors =
+                Backend::separates && factor && first && info.low >= separable_from * info.high;
             if (factors) factored = info.low;
             evaluate(backend, *lift.polynomial, lift.high, static_cast<const T*>(r), n, &p, scratch,
                      in_result ? q : nullptr, factors ? factor : nullptr, info.low / info.high);

@@ -2,6 +2,7 @@
 #include <torch/csrc/Exceptions.h>
 
 #include "activations.h"
+#include "no_gradient.h"
 #include "weights.h"
 
 namespace lipfuse {
@@ -32,6 +33,7 @@ void define(pybind11::module_& m, const char* name) {
 PYBIND11_MODULE(_nodes, m) {
     using namespace lipfuse;
     m.attr("torch_version") = LIPFUSE_TORCH_VERSION;
+    m.def("pass_on_without_gradient", &pass_on_without_gradient);
     define<OrthogonalWeight, Tensor, int64_t, double, double, double, bool>(m, "orthogonal_weight");
     define<OrthogonalWeights, std::vector<Tensor>, std::vector<int64_t>, std::vector<double>,
            double, double, bool>(m, "orthogonal_weights");

@@ -65,8 +65,8 @@ struct SortTensors {
         half[d] /= 2;
         swapped =
             save ? make_strided(in, half, rescaled(strides, d, [](int64_t s) { return s / 2; }),
-                                aoti_torch_dtype_bool())
-                 : make_strided(in, {0}, {1}, aoti_torch_dtype_bool());
+                                aoti_torch_dtype_uint8())
+                 : make_strided(in, {0}, {1}, aoti_torch_dtype_uint8());
         pairs = {numel / std::max<int64_t>(1, 2 * strides[d]), strides[d]};
     }
 };
@@ -113,7 +113,7 @@ struct SwapTensors {
         const Doubled layout(flags, dim);
         STD_TORCH_CHECK(sizes_of(grad) == layout.twice_sizes,
                         "lipfuse: swapped must have one element for each pair of grad");
-        STD_TORCH_CHECK(flags.scalar_type() == ScalarType::Bool, "lipfuse: swapped must be bool");
+        STD_TORCH_CHECK(flags.scalar_type() == ScalarType::Byte, "lipfuse: swapped must be uint8");
         in = with_strides(grad, layout.twice_strides);
         swapped = with_strides(flags, layout.strides);
         out = make_strided(in, layout.twice_sizes, layout.twice_strides, dtype_of(in));

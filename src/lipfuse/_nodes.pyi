@@ -8,6 +8,9 @@ _Again = Callable[..., Tensor]
 
 torch_version: str
 
+def pass_on_without_gradient(name: str) -> None:
+    """Sends calls of an operator that want no gradient past what autograd has for it."""
+
 def orthogonal_weight(
     weight: Tensor, groups: int, tol: float, solve_tol: float, scale: float, tangent: bool
 ) -> Tensor: ...

@@ -61,7 +61,7 @@ def test_sort_pairs(programs, dtype, rows, inner, offset):
         shape,
         [x],
         [scale, 1, offset],
-        [(2 * pairs, dtype), (pairs, torch.bool)],
+        [(2 * pairs, dtype), (pairs, torch.uint8)],
     )
     packs = offset == 0 and (inner == 1 or inner % (16 // dtype.itemsize) == 0)
     assert f"packs: {int(packs)}" in said

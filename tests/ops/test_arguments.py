@@ -23,7 +23,7 @@ assert ops.evaluate  # registers them
 W, U, V = torch.randn(6, 4), torch.ones(6), torch.ones(4)
 STEPS, HISTORY = torch.tensor(3), torch.randn(3, 6, 4)
 ROOT, INFO = torch.eye(4), torch.ones(5, dtype=torch.float64)
-PAIRS, FLAGS = torch.randn(2, 4), torch.zeros(2, 2, dtype=torch.bool)
+PAIRS, FLAGS = torch.randn(2, 4), torch.zeros(2, 2, dtype=torch.uint8)
 SYMBOL = [torch.randn(1, 3, 3, 2), torch.randn(1, 3, 3, 2), torch.randn(2, 5), torch.randn(2, 5)]
 TWO = (1, 1e-12, [1.0, 1.0])  # iterations, eps and the scales of two weights
 MANY = 2**32 + 1  # as an int, 1
@@ -124,7 +124,7 @@ CASES: dict[str, tuple[str, tuple[Any, ...], str]] = {
     "symbol: start": ("symbol_scores", (*SYMBOL, torch.ones(9), 2), "start must have 3"),
     "symbol: steps": ("symbol_scores", (*SYMBOL, torch.ones(3), -1), "steps must be in"),
     "symbol: taps": ("symbol_bound", (torch.ones(2, 2, 3), [2**40], [4]), "product 3"),
-    "pairs: flags": ("sort_pairs_backward", (PAIRS, FLAGS.long(), 1, 1.0), "swapped must be bool"),
+    "pairs: flags": ("sort_pairs_backward", (PAIRS, FLAGS.long(), 1, 1.0), "swapped must be uint8"),
     "parts: signs": (
         "max_min_backward",
         (torch.ones(2, 6), torch.ones(2, 3), 1, 1.0),

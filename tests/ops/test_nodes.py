@@ -414,6 +414,53 @@ def test_layers_go_by_them() -> None:
         assert name in out.grad_fn.name(), name
 
 
+def frames_of_ours(call: Callable[[], Any]) -> list[str]:
+    """The functions of this package that Python runs meanwhile."""
+    ours, found = str(Path(lnn.__file__).parent.parent), []
+
+    def watch(frame: Any, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(ours):
+            found.append(frame.f_code.co_name)
+
+    sys.setprofile(watch)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return found
+
+
+@needs_nodes
+def test_operators_reach_python_only_for_a_gradient() -> None:
+    """Compiled code calls operators, past the nodes, and wants none."""
+    op = torch.ops.lipfuse
+    w, x = torch.randn(4, 4), torch.randn(2, 4)
+    scales, groups = [1.0, 1.0], [1, 1]
+    q, saved, info = op.orthogonalize(w, 1e-4, 1.0, True)
+    qs, kept, infos = op.foreach_orthogonalize([w, w], groups, scales, 1e-4, True)
+    swapped = op.sort_pairs(x, 1, 1.0, True)[1]
+    calls: dict[str, Callable[..., Any]] = {
+        "orthogonalize": lambda w: op.orthogonalize(w, 1e-4, 1.0, True)[0],
+        "its backward": lambda g: op.orthogonalize_backward(g, w, q, saved, info, 1e-4, 1.0, False),
+        "sort_pairs": lambda w: op.sort_pairs(w, 1, 1.0, True)[0],
+        "sort_pairs_backward": lambda g: op.sort_pairs_backward(g[:2], swapped, 1, 1.0),
+        "several": lambda w: op.foreach_orthogonalize([w, w], groups, scales, 1e-4, True)[0][1],
+        "their backward": lambda g: op.foreach_orthogonalize_backward(
+            [g, g], [w, w], qs, kept, infos, groups, scales, 1e-4, False
+        )[0],
+    }
+    for name, call in calls.items():
+        given = torch.randn(4, 4)
+        assert frames_of_ours(lambda: call(given)) == [], name  # noqa: B023
+        given.requires_grad_()
+        with torch.no_grad():
+            assert frames_of_ours(lambda: call(given)) == [], name  # noqa: B023
+        assert call(given).requires_grad, name
+    # Lists among which one tensor wants a gradient; others come first.
+    one = torch.randn(4, 4, requires_grad=True)
+    assert op.foreach_orthogonalize([w, one], groups, scales, 1e-4, True)[0][1].requires_grad
+
+
 @needs_nodes
 def test_those_of_another_torch_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_native, "nodes", None)

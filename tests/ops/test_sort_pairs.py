@@ -70,7 +70,7 @@ def test_native_equals_the_reference(dtype: torch.dtype, layout: str, isa: str) 
             assert torch.equal(op_backward(gradient, swapped, dim, scale), wanted), (shape, dim)
         # Flags of another layout than the kernel's, whose strides may say anything.
         assert torch.equal(op_backward(g, flags, dim, scale), wanted), (shape, dim)
-        odd = torch.empty_strided(flags.shape, flags.stride(), dtype=torch.bool).copy_(flags)
+        odd = torch.empty_strided(flags.shape, flags.stride(), dtype=torch.uint8).copy_(flags)
         if flags.shape[dim] == 1:
             strides = list(flags.stride())
             strides[dim] = 5
@@ -162,7 +162,7 @@ def test_odd_sizes_and_unknown_dimensions_are_refused() -> None:
         with pytest.raises(RuntimeError):
             op(*arguments, 1.0, True)
     with pytest.raises(RuntimeError):
-        op_backward(torch.ones(4), torch.ones(3, dtype=torch.bool), 0, 1.0)
+        op_backward(torch.ones(4), torch.ones(3, dtype=torch.uint8), 0, 1.0)
     with pytest.raises(RuntimeError):
         op(torch.ones(2).int(), 0, 1.0, True)
 

@@ -346,6 +346,13 @@ def _register(op: Any, with_gradient: Callable[..., Any]) -> None:
         return redispatch(keys & below, *inputs)
 
     _library.impl(op._schema.name, kernel, "Autograd", with_keyset=True)
+    _pass_on_without_gradient(op)
+
+
+def _pass_on_without_gradient(op: Any) -> None:
+    """Spares calls that want no gradient the way through Python, if there are native nodes."""
+    if _native.nodes is not None:
+        _native.nodes.pass_on_without_gradient(op._schema.name)
 
 
 def differentiable(
@@ -423,6 +430,7 @@ def once_differentiable(op: Any) -> Callable[..., Any]:
 
     if any(isinstance(argument.type, torch.ListType) for argument in op._schema.arguments):
         torch.library.register_autograd(name, refuse, lib=_library)  # it knows lists of tensors
+        _pass_on_without_gradient(op)
     else:
         _register(op, _direct(name, op, lambda ctx, inputs, output: None, refuse, ()).apply)
 

@@ -23,11 +23,11 @@ def _fake(input: Tensor, dim: int, scale: float, save: bool) -> tuple[Tensor, Te
         strides = contiguous_strides(shape)
     out = torch.empty_strided(shape, strides, dtype=input.dtype, device=input.device)
     if not save:
-        return out, input.new_empty(0, dtype=torch.bool)
+        return out, input.new_empty(0, dtype=torch.uint8)
     inner = strides[dim]
     shape[dim] //= 2
     halved = [s // 2 if i != dim % len(shape) and s > inner else s for i, s in enumerate(strides)]
-    return out, torch.empty_strided(shape, halved, dtype=torch.bool, device=input.device)
+    return out, torch.empty_strided(shape, halved, dtype=torch.uint8, device=input.device)
 
 
 def _fake_backward(grad: Tensor, swapped: Tensor, dim: int, scale: float) -> Tensor:
