@@ -10,6 +10,20 @@
 
 namespace lipfuse {
 
+// The factor of separable.h as root P + square E² + r R + one I, for the E below.
+struct FactorTerms {
+    double root, square, r, one;
+
+    LIPFUSE_DEVICE FactorTerms(double l, double low, double high) {
+        const double mid = (1 + low) / 2, radius = (1 - low) / 2;  // S / high = mid I + radius E
+        const Separable s(l);
+        root = s.f[1] * std::sqrt(high);
+        square = s.f[3] * radius * radius;
+        r = (s.f[2] + 2 * mid * s.f[3]) / high;
+        one = s.f[0] - s.f[3] * mid * mid + r;
+    }
+};
+
 // P = p(S / high) / sqrt(high) for S = I + R. R is what is kept of S: near an orthogonal matrix it
 // holds the digits that S would lose. Both are kept as half. `result` and the second array of scratch
 // may change places.
@@ -24,62 +38,63 @@ LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high, co
     const double low = p.l * p.l, unit = 1 / std::sqrt(high);
     const double alpha = 2 / (high * (1 - low)), gamma = alpha - (1 + low) / (1 - low);
     auto half = [&](const T* x) { return backend.half(x, n); };
-    // The factor is to_root P + to_square E² + to_r R + to_one I: the last product has all of them.
     const bool factors = Backend::separates && factor;
-    double to_root = 0, to_square = 0, to_r = 0, to_one = 0;
-    if (factors) {
-        const double mid = (1 + low) / 2, radius = (1 - low) / 2;  // S / high = mid I + radius E
-        const Separable s(l);
-        to_root = s.f[1] / unit;
-        to_square = s.f[3] * radius * radius;
-        to_r = (s.f[2] + 2 * mid * s.f[3]) / high;
-        to_one = s.f[0] - s.f[3] * mid * mid + to_r;
-    }
-    // Makes the epilogue one of P = unit (acc AB + x0 R + diagonal I), and of the factor if one is wanted:
-    // all but its E². Returns which of the outputs P is: the first, which may replace an X, is the factor.
-    const auto outputs = [&](auto& e, double acc, double x0, double diagonal) {
-        const int at = factors ? 1 : 0;
+    // Makes the epilogue one of P = unit (acc AB + x0 R + x1 E² + diagonal I), and of the factor if one is
+    // wanted, which then is the first output: that may replace an X. Returns what of E² is in the factor.
+    const auto outputs = [&](auto& e, double acc, double x0, double x1, double diagonal) {
+        int at = 0;
+        double square = 0;
         if (factors) {
+            const FactorTerms f(l, low, high);
+            const double root = f.root * unit;
             e.outputs = 2;
             e.out[1] = e.out[0];
             e.out[0] = factor;
-            e.acc[0] = T(to_root * unit * acc);
-            e.x0[0] = T(to_root * unit * x0 + to_r);
-            e.diagonal[0] = T(to_root * unit * diagonal + to_one);
+            e.acc[0] = T(root * acc);
+            e.x0[0] = T(root * x0 + f.r);
+            e.x1[0] = T(root * x1 + f.square);
+            e.diagonal[0] = T(root * diagonal + f.one);
+            square = f.square;
+            at = 1;
         }
         e.acc[at] = T(unit * acc);
         e.x0[at] = T(unit * x0);
+        e.x1[at] = T(unit * x1);
         e.diagonal[at] = T(unit * diagonal);
-        return at;
+        return square;
     };
     if (p.degree == 1) {
-        const double x0 = p.c[1] * alpha, diagonal = p.c[0] + p.c[1] * gamma;
-        backend.combine(T(unit * x0), r, n, T(unit * diagonal), out);
-        // So close to an orthogonal matrix E², times the square of the interval's length, is nothing.
-        if (factors)
-            backend.combine(T(to_root * unit * x0 + to_r), r, n,
-                            T(to_root * unit * diagonal + to_one), factor);
+        const double x0 = unit * p.c[1] * alpha, diagonal = unit * (p.c[0] + p.c[1] * gamma);
+        backend.combine(T(x0), r, n, T(diagonal), out);
+        if (factors) {  // So close to an orthogonal matrix E², times its small coefficient, is nothing.
+            const FactorTerms f(l, low, high);
+            backend.combine(T(f.root * x0 + f.r), r, n, T(f.root * diagonal + f.one), factor);
+        }
         return;
     }
     if (p.degree == 2) {  // E² = alpha² R² + 2 alpha gamma R + gamma² I
         auto e = backend.epilogue(out);
         e.x[0] = r;
-        outputs(e, p.c[2] * alpha * alpha, 2 * p.c[2] * alpha * gamma + p.c[1] * alpha,
-                p.c[2] * gamma * gamma + p.c[1] * gamma + p.c[0]);
+        const double square =
+            outputs(e, p.c[2] * alpha * alpha, 2 * p.c[2] * alpha * gamma + p.c[1] * alpha, 0,
+                    p.c[2] * gamma * gamma + p.c[1] * gamma + p.c[0]);
         if (factors) {
-            e.acc[0] += T(to_square * alpha * alpha);
-            e.x0[0] += T(to_square * 2 * alpha * gamma);
-            e.diagonal[0] += T(to_square * gamma * gamma);
+            e.acc[0] += T(square * alpha * alpha);
+            e.x0[0] += T(square * 2 * alpha * gamma);
+            e.x1[0] = T(0);
+            e.diagonal[0] += T(square * gamma * gamma);
         }
         backend.multiply_half(half(r), half(r), e);
         return;
     }
     auto mark = backend.mark();
-    if (!third && (p.degree > 4 || factors)) third = backend.allocate(n * n);
     // Of degree 4, E² is an operand of the product whose result the factor is.
-    T* e2 = factors && p.degree == 4 ? third : scratch[0];
+    const bool elsewhere = p.degree == 4 && factor == scratch[0];
+    if (!third && (p.degree > 4 || elsewhere)) third = backend.allocate(n * n);
+    T* e2 = elsewhere ? third : scratch[0];
     T* m = scratch[1];
-    // First product: E² and, from the same accumulator, q2 E² + q1 E + q0 I.
+    // First product: E² and, from the same accumulator, q2 E² + q1 E + q0 I. All epilogues come before it:
+    // afterwards nothing need be kept of what they are made of.
     const double q2 = p.degree == 4 ? p.c[4] : p.a, q1 = p.degree == 4 ? p.c[3] : p.b,
                  q0 = p.degree == 4 ? p.c[2] : 0;
     auto first = backend.epilogue(e2);
@@ -92,15 +107,12 @@ LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high, co
     first.acc[1] = T(q2 * alpha * alpha);
     first.x0[1] = T(2 * q2 * alpha * gamma + q1 * alpha);
     first.diagonal[1] = T(q2 * gamma * gamma + q1 * gamma + q0);
-    backend.multiply_half(half(r), half(r), first);
     auto last = backend.epilogue(out);
     last.x[0] = r;
     if (p.degree == 4) {  // E² (c4 E² + c3 E + c2) + c1 E + c0
-        outputs(last, 1, p.c[1] * alpha, p.c[0] + p.c[1] * gamma);
-        if (factors) {
-            last.x[1] = e2;
-            last.x1[0] = T(to_square);
-        }
+        outputs(last, 1, p.c[1] * alpha, 0, p.c[0] + p.c[1] * gamma);
+        if (factors) last.x[1] = e2;
+        backend.multiply_half(half(r), half(r), first);
         backend.multiply_half(half(e2), half(m), last);
         backend.release(mark);
         return;
@@ -117,12 +129,11 @@ LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high, co
     second.x1[0] = T(p.d * alpha);
     second.diagonal[0] = T(p.d * gamma + p.f);
     second.x0[1] = T(p.e);
-    backend.multiply_half(half(e2), half(m), second);
     last.out[0] = m;
-    const int at = outputs(last, 1, p.h * alpha, p.i + p.h * gamma);
     last.x[1] = e2;
-    if (factors) last.x1[0] = T(to_root * unit * p.g + to_square);
-    last.x1[at] = T(unit * p.g);
+    outputs(last, 1, p.h * alpha, p.g, p.i + p.h * gamma);
+    backend.multiply_half(half(r), half(r), first);
+    backend.multiply_half(half(e2), half(m), second);
     backend.multiply_half(half(left), half(right), last);
     exchange(*result, scratch[1]);
     backend.release(mark);

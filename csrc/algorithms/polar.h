@@ -17,6 +17,7 @@
 #include "evaluate.h"
 #include "halley.h"
 #include "minimax.h"
+#include "separable.h"
 #include "sided.h"
 #include "spectrum.h"
 
@@ -45,6 +46,8 @@ struct Lift {
     bool rough = false;                   // later stages correct the polynomial
     bool polishes = false;  // nothing is left to do: what can be lifted has been, the rest is at 1
     bool doubtful = false;  // the smallest singular values could not be seen in the first stage
+    double factored =
+        0;  // the smallest singular value that the factor was made for, if there is one
 
     LIPFUSE_DEVICE double undo(double y) const {
         const double size = std::sqrt(high);
@@ -52,6 +55,20 @@ struct Lift {
         return (f.c > 0 ? f.inverse(y, l) : std::fmin(l, y / f.a)) * size;
     }
 };
+
+// What a run has from stage to stage. The functions that share it are functions of their own so that
+// what only one of them needs takes no registers elsewhere.
+template <class T>
+struct PolarRun {
+    const int64_t rows, cols;
+    T *const q, *const inverse_root, *const factor;  // what is wanted; the last two may be null
+    const T* source;  // W times `unit`, and from the first stage on q
+    T* r = nullptr;   // its SᵀS - I, on the smaller side, kept as half
+    double unit = 1;
+    PolarInfo info;
+    Lift lifts[polar_most_stages + 1];  // from the second on; the first stands for no stage
+};
+
 // Ratios of the smallest to the largest singular value between which an inverse pays: above them a
 // polynomial does as well, below them rounding in the inverse would show.
 LIPFUSE_DEVICE constexpr double polar_rational_from = 0.01, polar_rational_below = 0.22;
@@ -82,29 +99,27 @@ LIPFUSE_DEVICE LIPFUSE_NOINLINE bool polar_reached(Backend& backend,
            ritz_values_below(backend, backend.half(r, n), 8, 0.8 * overshoot);
 }
 
-// The functions apart keep registers free of what only they need.
-//
 // Chooses the next stage from the spectrum of R + I, and estimates that of W, divided by `unit`.
-// lifts[0] stands for no stage.
-template <class Backend>
-LIPFUSE_DEVICE LIPFUSE_NOINLINE const Lift& polar_stage(Backend& backend,
-                                                        const typename Backend::Scalar* r,
-                                                        int64_t n, double tolerance, double unit,
-                                                        Lift* lifts, PolarInfo& info) {
-    using T = typename Backend::Scalar;
+template <class Backend, class T>
+LIPFUSE_DEVICE LIPFUSE_NOINLINE void polar_choose(Backend& backend, double tolerance,
+                                                  PolarRun<T>& run) {
     constexpr double rounding = std::numeric_limits<T>::epsilon();
+    const int64_t n = std::min(run.rows, run.cols);
+    Lift* const lifts = run.lifts;
+    PolarInfo& info = run.info;
     const Lift& last = lifts[info.stages];
     Lift& lift = lifts[info.stages + 1];
-    Interval range = spectrum(backend, backend.half(r, n), n < 256 ? 10 : 16);
+    Interval range =
+        spectrum(backend, backend.half(static_cast<const T*>(run.r), n), n < 256 ? 10 : 16);
     // A start vector in the null space sees nothing; the Frobenius norm bounds what there is.
     if (!(range.high > 0)) range.high = 1 + info.residual;
     range.low = std::max(range.low, 4 * rounding * range.high);
     double smallest = std::sqrt(range.low);
     for (int i = info.stages; i > 0; --i) smallest = lifts[i].undo(smallest);
-    smallest /= unit;
+    smallest /= run.unit;
     if (info.stages == 0) {
         info.low = smallest;
-        info.high = std::sqrt(range.high) / unit;
+        info.high = std::sqrt(range.high) / run.unit;
     } else if (range.low < 0.5 || last.doubtful) {
         // Earlier stages have set the small singular values apart, so this sees them better.
         info.low = std::min(info.low, smallest);
@@ -146,7 +161,73 @@ LIPFUSE_DEVICE LIPFUSE_NOINLINE const Lift& polar_stage(Backend& backend,
     }
     lift.gain = last.gain * lift.f.a;
     lift.top *= 1 + 4 * rounding;
-    return lift;
+}
+
+// Carries it out: W <- W p(S), R with it, the growing root and, after the first stage, the factor.
+template <class Backend, class T>
+LIPFUSE_DEVICE LIPFUSE_NOINLINE void polar_carry_out(Backend& backend, PolarRun<T>& run) {
+    Sided<Backend> side{backend, run.rows, run.cols};
+    const int64_t n = side.small, area = run.rows * run.cols;
+    const T *none = nullptr, *source = run.source;
+    T *const q = run.q, *const r = run.r, *const factor = run.factor;
+    PolarInfo& info = run.info;
+    Lift& lift = run.lifts[info.stages + 1];
+    auto stage = backend.mark();
+    T* p = backend.allocate(n * n);
+    // Results are as good as scratch till they are written.
+    const bool first = info.stages == 0, in_result = source != q && !Backend::near_scratch;
+    const bool in_factor = factor && first && !Backend::near_scratch;
+    T* scratch[2] = {in_factor ? factor : backend.allocate(n * n), backend.allocate(n * n)};
+    if (lift.polynomial) {
+        allow_rough_products(backend, lift.rough);
+        const bool factors =
+            Backend::separates && factor && first && info.low >= separable_from * info.high;
+        if (factors) lift.factored = info.low;
+        evaluate(backend, *lift.polynomial, lift.high, static_cast<const T*>(r), n, &p, scratch,
+                 in_result ? q : nullptr, factors ? factor : nullptr, info.low / info.high);
+    } else if constexpr (Backend::inverts) {
+        const Halley& f = lift.f;
+        const double root = std::sqrt(lift.high);
+        backend.combine(T(f.c / lift.high), r, n, T(1 + f.c / lift.high), p);
+        backend.complete(p, n);
+        backend.invert(p, n, n);
+        backend.keep_half(p, n);
+        backend.combine(T(f.lift / root), p, n, T(f.b / f.c / root), p);
+    }
+    if (T* const inverse_root = run.inverse_root) {
+        if (first) {
+            backend.axpby(backend.size_of_half(n), T(run.unit), p, T(0), none, inverse_root);
+        } else {
+            backend.multiply_half(backend.half(inverse_root, n), backend.half(p, n),
+                                  backend.epilogue(scratch[1]));
+            backend.axpby(backend.size_of_half(n), T(1), scratch[1], T(0), none, inverse_root);
+        }
+    }
+    if (source == q) {  // W p(S) cannot be written over W
+        T* copy = backend.allocate(area);
+        backend.axpby(area, T(1), q, T(0), none, copy);
+        source = copy;
+    }
+    side.apply(source, backend.half(p, n), q, T(1), T(0), none);
+    allow_rough_products(backend, false);
+    if (side.big >= 2 * n && lift.l > 0.3) {
+        // p S p costs less than the Gram matrix of a tall result. Only where S is well
+        // conditioned: its rounding errors are multiplied by p².
+        auto e = backend.epilogue(scratch[1]);  // S p = R p + p
+        e.x[0] = p;
+        e.x0[0] = T(1);
+        backend.multiply_half(backend.half(r, n), backend.half(p, n), e);
+        e = backend.epilogue(r);
+        e.diagonal[0] = T(-1);
+        backend.multiply_half(backend.half(p, n), backend.half(scratch[1], n), e);
+        backend.release(stage);
+    } else {
+        backend.release(stage);
+        side.deviation(q, r);
+    }
+    run.source = q;
+    ++info.stages;
+    info.residual = std::sqrt(backend.square_of_half(r, n));
 }
 
 // What no eigenvalue of R = QᵀQ - I exceeds: its norm. Where a null space keeps that large, a
@@ -177,9 +258,9 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
     Sided<Backend> side{backend, rows, cols};
     const int64_t n = side.small, area = rows * cols;
     const T* none = nullptr;
-    PolarInfo info;
-    double factored = 0;  // from which smallest singular value
     auto mark = backend.mark();
+    PolarRun<T> run{rows, cols, q, inverse_root, factor, w};
+    PolarInfo& info = run.info;
 
     const double largest = backend.largest(w, area);
     if (!(largest > 0) || !std::isfinite(largest)) {
@@ -195,98 +276,41 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
     }
     // R = WᵀW - I keeps the digits of WᵀW only if that is not far below I, and squares of tiny or
     // huge elements leave the range of T. A power of two brings the singular values to about 1.
-    double unit = 1;
-    const T* source = w;
     const double typical = largest / std::sqrt(double(n));
     if (typical < 0.5 || typical > 2) {
-        unit = std::ldexp(1.0, -std::ilogb(typical));
-        backend.axpby(area, T(unit), w, T(0), none, q);
-        source = q;
+        run.unit = std::ldexp(1.0, -std::ilogb(typical));
+        backend.axpby(area, T(run.unit), w, T(0), none, q);
+        run.source = q;
     }
 
-    T* r = backend.allocate(n * n);
-    side.deviation(source, r);
-    info.residual = std::sqrt(backend.square_of_half(r, n));
-    Lift lifts[polar_most_stages + 1];  // from the second on; the first stands for no stage
-    while (!polar_reached(backend, r, n, tolerance, info.residual) &&
-           info.stages < polar_most_stages && !lifts[info.stages].polishes) {
-        const Lift& lift =
-            polar_stage(backend, static_cast<const T*>(r), n, tolerance, unit, lifts, info);
-        auto stage = backend.mark();
-        T* p = backend.allocate(n * n);
-        // Results are as good as scratch till they are written.
-        const bool first = info.stages == 0, in_result = source != q && !Backend::near_scratch;
-        T* scratch[2] = {factor && first ? factor : backend.allocate(n * n),
-                         backend.allocate(n * n)};
-        if (lift.polynomial) {
-            allow_rough_products(backend, lift.rough);
-            const bool factors =
-                Backend::separates && factor && first && info.low >= separable_from * info.high;
-            if (factors) factored = info.low;
-            evaluate(backend, *lift.polynomial, lift.high, static_cast<const T*>(r), n, &p, scratch,
-                     in_result ? q : nullptr, factors ? factor : nullptr, info.low / info.high);
-        } else if constexpr (Backend::inverts) {
-            const Halley& f = lift.f;
-            const double root = std::sqrt(lift.high);
-            backend.combine(T(f.c / lift.high), r, n, T(1 + f.c / lift.high), p);
-            backend.complete(p, n);
-            backend.invert(p, n, n);
-            backend.keep_half(p, n);
-            backend.combine(T(f.lift / root), p, n, T(f.b / f.c / root), p);
-        }
-        if (inverse_root) {
-            if (info.stages == 0) {
-                backend.axpby(backend.size_of_half(n), T(unit), p, T(0), none, inverse_root);
-            } else {
-                backend.multiply_half(backend.half(inverse_root, n), backend.half(p, n),
-                                      backend.epilogue(scratch[1]));
-                backend.axpby(backend.size_of_half(n), T(1), scratch[1], T(0), none, inverse_root);
-            }
-        }
-        if (source == q) {  // W p(S) cannot be written over W
-            T* copy = backend.allocate(area);
-            backend.axpby(area, T(1), q, T(0), none, copy);
-            source = copy;
-        }
-        side.apply(source, backend.half(p, n), q, T(1), T(0), none);
-        allow_rough_products(backend, false);
-        source = q;
-        ++info.stages;
+    run.r = backend.allocate(n * n);
+    side.deviation(run.source, run.r);
+    info.residual = std::sqrt(backend.square_of_half(run.r, n));
+    while (!polar_reached(backend, run.r, n, tolerance, info.residual) &&
+           info.stages < polar_most_stages && !run.lifts[info.stages].polishes) {
         const double before = info.residual;
-        if (side.big >= 2 * n && lift.l > 0.3) {
-            // p S p costs less than the Gram matrix of a tall result. Only where S is well
-            // conditioned: its rounding errors are multiplied by p².
-            auto e = backend.epilogue(scratch[1]);  // S p = R p + p
-            e.x[0] = p;
-            e.x0[0] = T(1);
-            backend.multiply_half(backend.half(r, n), backend.half(p, n), e);
-            e = backend.epilogue(r);
-            e.diagonal[0] = T(-1);
-            backend.multiply_half(backend.half(p, n), backend.half(scratch[1], n), e);
-            backend.release(stage);
-        } else {
-            backend.release(stage);
-            side.deviation(q, r);
-        }
-        info.residual = std::sqrt(backend.square_of_half(r, n));
+        polar_choose(backend, tolerance, run);
+        polar_carry_out(backend, run);
+        const Lift& lift = run.lifts[info.stages];
         if (!(info.residual < 0.7 * before) && lift.l > 0.5 && lift.gain < polar_most_gain<T>(n))
             break;  // rounding level
     }
     if (info.stages == 0) {  // orthogonal to begin with
-        if (source != q) backend.axpby(area, T(1), source, T(0), none, q);
+        if (run.source != q) backend.axpby(area, T(1), run.source, T(0), none, q);
         if (inverse_root) {
             backend.fill(inverse_root, n * n, T(0));
-            backend.add_diagonal(inverse_root, n, T(unit));
+            backend.add_diagonal(inverse_root, n, T(run.unit));
         }
-        info.low = info.high = 1 / unit;
+        info.low = info.high = 1 / run.unit;
     } else if (inverse_root) {
         backend.complete(inverse_root, n);
     }
+    const double factored = run.lifts[1].factored;
     if (factored > 0 && info.low == factored)  // no later stage has seen smaller ones
         backend.complete(factor, n);
     else if (factor)
         backend.fill(factor, n * n, T(0));
-    const double excess = polar_excess(backend, r, n, info.residual);
+    const double excess = polar_excess(backend, run.r, n, info.residual);
     info.bound = std::sqrt(1 + excess + 2 * rounding * std::sqrt(double(n)));
     // Reached: singular values exceed 1 by no more than the goal allows. Else divide by the bound.
     const double divisor = info.residual <= std::max(tolerance, polar_floor<T>(n)) ? 1 : info.bound;

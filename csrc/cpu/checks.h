@@ -2,6 +2,7 @@
 // the same functions for every device.
 #pragma once
 
+#include "../algorithms/polar_saved.h"
 #include "operators.h"
 
 namespace lipfuse::cpu {
@@ -77,18 +78,30 @@ inline void check_info(const Tensor& like, const Tensor& info, int64_t expected)
     STD_TORCH_CHECK(info.scalar_type() == ScalarType::Double, "lipfuse: info must be float64");
     check_numel(info, expected, "info");
 }
-// The matrices m are those of the gradient. Of what is saved, which for matrices that are not square is
-// their inverse root, the tangent needs nothing; there may be a factor more.
+// The matrices m are those of the gradient. Of what is saved (PolarSaved) the tangent needs nothing, and
+// a square one need not have any.
 inline void check_polar(const Tensor& grad, const Tensor& weight, const Tensor& orthogonal,
-                        const Tensor& saved, const Matrices& m, bool tangent, bool factors) {
+                        const Tensor& saved, const Matrices& m, bool tangent) {
     check_like(grad, weight, m.numel(), "weight");
     check_like(grad, orthogonal, m.numel(), "orthogonal");
     check_same_type(grad, saved, "saved");
     const int64_t one = m.batch * m.small() * m.small();
     const bool square = m.rows == m.cols;
     if (saved.numel() == 0 && (square || tangent)) return;
-    if (factors && saved.numel() == (square ? one : 2 * one)) return;
-    check_numel(saved, square && !factors ? 0 : one, "saved");
+    if (!square && saved.numel() == 2 * one) return;
+    check_numel(saved, one, "saved");
+}
+// Room for that, for each matrix of a weight with these leading dimensions; none without a gradient.
+inline Tensor make_saved(const Tensor& like, Sizes leading, const Matrices& m, double tolerance,
+                         bool save) {
+    const int64_t count = save ? polar_saved_count(m.rows, m.cols, tolerance) : 0;
+    if (count * m.small() == 0) return make(like, {0});
+    leading.insert(leading.end(), {count * m.small(), m.small()});
+    return make(like, leading);
+}
+inline int64_t saved_count(const Tensor& saved, int64_t matrices, int64_t rows, int64_t cols) {
+    const int64_t small = std::min(rows, cols);
+    return saved.numel() == 0 ? 0 : saved.numel() / (matrices * small * small);
 }
 
 // ---- many weights in one call --------------------------------------------------------------------

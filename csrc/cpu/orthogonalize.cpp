@@ -30,26 +30,11 @@ struct Job {
     int64_t area() const { return rows * cols; }
 };
 
-// What the gradient wants of WᵀW, of each matrix: (WᵀW)^(-1/2), unless it is square, and below that the
-// factor of separable.h, if the tolerance is one for which there is any.
-int64_t saved_rows(const Matrices& m, double tol) {
-    return m.small() * ((m.rows != m.cols) + (tol >= separable_tolerance));
-}
-// Those of one job, or null.
 template <class T>
-struct Saved {
-    T *inverse_root = nullptr, *factor = nullptr;
-
-    Saved(const Tensor& saved, const Job& j) {
-        if (saved.numel() == 0) return;
-        const int64_t small = std::min(j.rows, j.cols),
-                      count = saved.numel() / (j.of * small * small);
-        T* first = data<T>(saved) + j.matrix * count * small * small;
-        const bool square = j.rows == j.cols;
-        if (!square) inverse_root = first;
-        if (count == 1 + !square) factor = first + (count - 1) * small * small;
-    }
-};
+PolarSaved<T> saved_for(const Tensor& saved, const Job& j) {
+    return {data_or_null<T>(saved), saved_count(saved, j.of, j.rows, j.cols), j.rows, j.cols,
+            j.matrix};
+}
 
 // Runs f(backend, job) for all: matrices that are a large part of the whole one after the other
 // with all threads inside each, the others side by side, spread by their work. The schedule depends
@@ -108,7 +93,7 @@ void run(const std::vector<Job>& jobs, const Tensors& weights, double tol, const
     by_dtype(out[0], [&](auto zero) {
         using T = decltype(zero);
         for_each_job<T>(jobs, [&](Backend<T>& backend, const Job& j) {
-            const Saved<T> keep(saved[j.weight], j);
+            const auto keep = saved_for<T>(saved[j.weight], j);
             const int64_t at = j.matrix * j.area();
             write(polar(backend, data<T>(weights[j.weight]) + at, j.rows, j.cols, tol, j.scale,
                         data<T>(out[j.weight]) + at, keep.inverse_root, keep.factor),
@@ -124,7 +109,7 @@ void run_backward(const std::vector<Job>& jobs, const Tensors& grads, const Tens
         using T = decltype(zero);
         for_each_job<T>(jobs, [&](Backend<T>& backend, const Job& j) {
             const int64_t at = j.matrix * j.area();
-            const Saved<T> kept(saved[j.weight], j);
+            const auto kept = saved_for<T>(saved[j.weight], j);
             const double* r = data<double>(info) + j.info * info_size;
             polar_backward(backend, data<T>(grads[j.weight]) + at, data<T>(weights[j.weight]) + at,
                            data<T>(orthogonal[j.weight]) + at, kept.inverse_root, j.rows, j.cols,
@@ -139,9 +124,8 @@ std::tuple<Tensor, Tensor, Tensor> orthogonalize(const Tensor& weight, double to
     const Matrices m(weight);
     check_tolerance(tol);
     const Tensor w = packed(weight);
-    const int64_t keep = save ? saved_rows(m, tol) : 0;
     Tensor out = make(w, sizes_of(w));
-    Tensor saved = make(w, keep ? batch_sizes(w, {keep, m.small()}) : Sizes{0});
+    Tensor saved = make_saved(w, batch_sizes(w, {}), m, tol, save);
     Tensor info = make_double(w, batch_sizes(w, {info_size}));
     run(jobs_of({m}, {scale}), {w}, tol, {out}, {saved}, info);
     return {out, saved, info};
@@ -154,7 +138,7 @@ Tensor orthogonalize_backward(const Tensor& grad, const Tensor& weight, const Te
     const Matrices m(g);
     check_tolerance(tol);
     check_info(g, found, m.batch * info_size);
-    check_polar(g, weight, orthogonal, saved, m, tangent, true);
+    check_polar(g, weight, orthogonal, saved, m, tangent);
     Tensor out = make(g, sizes_of(g));
     run_backward(jobs_of({m}, {scale}), {g}, {packed(weight)}, {packed(orthogonal)},
                  {packed(saved)}, found, tol, tangent, {out});
@@ -173,8 +157,7 @@ std::tuple<Tensors, Tensors, Tensor> foreach_orthogonalize(Tensors weights,
         const Matrices& m = matrices[i];
         weights[i] = packed(weights[i]);
         out.push_back(make(weights[i], sizes_of(weights[i])));
-        const int64_t keep = save ? saved_rows(m, tol) : 0;
-        saved.push_back(make(weights[i], keep ? Sizes{m.batch, keep, m.small()} : Sizes{0}));
+        saved.push_back(make_saved(weights[i], {m.batch}, m, tol, save));
     }
     Tensor info = make_double(weights[0], {static_cast<int64_t>(jobs.size()), info_size});
     run(jobs, weights, tol, out, saved, info);
@@ -192,7 +175,7 @@ Tensors foreach_orthogonalize_backward(Tensors grads, Tensors weights, Tensors o
     check_info(weights[0], info, static_cast<int64_t>(jobs.size()) * info_size);
     Tensors out;
     for (size_t i = 0; i < grads.size(); ++i) {
-        check_polar(weights[i], grads[i], orthogonal[i], saved[i], matrices[i], tangent, true);
+        check_polar(weights[i], grads[i], orthogonal[i], saved[i], matrices[i], tangent);
         grads[i] = packed(grads[i]);
         weights[i] = packed(weights[i]);
         orthogonal[i] = packed(orthogonal[i]);

@@ -69,7 +69,7 @@ class Backend {
 public:
     using Scalar = T;
     static constexpr bool inverts = false;  // n dependent steps with a barrier each
-    static constexpr bool separates = false;
+    static constexpr bool separates = true;
     static constexpr bool near_scratch = true;  // in shared memory, while it lasts
     struct Mark {
         int64_t shared, global;
@@ -146,20 +146,24 @@ public:
     LIPFUSE_DEVICE void multiply(const View<T>& a, const View<T>& b, T* out, bool symmetric) {
         multiply(a, b, epilogue(out), symmetric);
     }
+    LIPFUSE_DEVICE void multiply(const View<T>& a, const View<T>& b, const Epilogue<T>& e,
+                                 bool symmetric) {
+        multiply(a, b, e, symmetric ? Mirror::symmetric : Mirror::none);
+    }
     LIPFUSE_DEVICE LIPFUSE_NOINLINE void multiply(const View<T>& a, const View<T>& b,
-                                                  const Epilogue<T>& e, bool symmetric) {
-        if (a.rows <= 32 && b.cols <= 32) return product<PlainTile<T, 2>>(a, b, e, symmetric, 1);
+                                                  const Epilogue<T>& e, Mirror mirror) {
+        if (a.rows <= 32 && b.cols <= 32) return product<PlainTile<T, 2>>(a, b, e, mirror, 1);
         if constexpr (LIPFUSE_SPLIT_PRODUCTS && std::is_same_v<T, float>) {
             if (pieces_ > 0) {
-                const int64_t count = tiles<SplitTile>(a.rows, b.cols, symmetric);
-                product<SplitTile>(a, b, e, symmetric, depth_splits(count, blocks_, a.cols));
+                const int64_t count = tiles<SplitTile>(a.rows, b.cols, mirror != Mirror::none);
+                product<SplitTile>(a, b, e, mirror, depth_splits(count, blocks_, a.cols));
                 return;
             }
         }
         if (tiles<PlainTile<T, 4>>(a.rows, b.cols, false) >= blocks_)
-            product<PlainTile<T, 4>>(a, b, e, symmetric, 1);
+            product<PlainTile<T, 4>>(a, b, e, mirror, 1);
         else
-            product<PlainTile<T, 2>>(a, b, e, symmetric, 1);
+            product<PlainTile<T, 2>>(a, b, e, mirror, 1);
     }
 
     // Symmetric and skew-symmetric matrices are kept whole.
@@ -168,8 +172,9 @@ public:
         static_cast<void>(mirror);
         return view(data, n, n);
     }
-    LIPFUSE_DEVICE void multiply_half(const View<T>& a, const View<T>& b, const Epilogue<T>& e) {
-        multiply(a, b, e, true);
+    LIPFUSE_DEVICE void multiply_half(const View<T>& a, const View<T>& b, const Epilogue<T>& e,
+                                      Mirror mirror = Mirror::symmetric) {
+        multiply(a, b, e, mirror);
     }
     LIPFUSE_DEVICE void complete(T*, int64_t, Mirror = Mirror::symmetric) {}
     LIPFUSE_DEVICE void keep_half(T*, int64_t) {}
@@ -470,12 +475,12 @@ private:
     }
 
     // Calls f(i, j) for the tiles, by their first row and column, as it is their turn; `turns`: how
-    // many turns each has. Of symmetric results only the lower tiles are computed.
+    // many turns each has. Of those with a mirror image only the lower tiles are computed.
     template <class Tile, class F>
-    LIPFUSE_DEVICE void over_tiles(int64_t rows, int64_t cols, bool symmetric, int turns, F f) {
+    LIPFUSE_DEVICE void over_tiles(int64_t rows, int64_t cols, bool mirrored, int turns, F f) {
         int turn = 0;
         for (int64_t i = 0; i < rows; i += Tile::side)
-            for (int64_t j = 0; j < cols && !(symmetric && j > i); j += Tile::side)
+            for (int64_t j = 0; j < cols && !(mirrored && j > i); j += Tile::side)
                 for (int part = 0; part < turns; ++part) {
                     if (turn == block_) f(i, j, part);
                     if (++turn == blocks_) turn = 0;
@@ -486,13 +491,14 @@ private:
     // memory, to be added in a fixed order.
     template <class Tile>
     LIPFUSE_DEVICE void product(const View<T>& a, const View<T>& b, const Epilogue<T>& e,
-                                bool symmetric, int splits) {
+                                Mirror mirror, int splits) {
         constexpr int64_t area = int64_t(Tile::side) * Tile::side;
+        const bool mirrored = mirror != Mirror::none;
         const int64_t m = a.rows, n = b.cols, depth = a.cols;
         const int64_t step = (depth / splits + Tile::depth - 1) / Tile::depth * Tile::depth;
         const Mark begin = mark();
         T* const parts = splits > 1 ? allocate(blocks_ * area) : nullptr;
-        over_tiles<Tile>(m, n, symmetric, splits, [&](int64_t i, int64_t j, int part) {
+        over_tiles<Tile>(m, n, mirrored, splits, [&](int64_t i, int64_t j, int part) {
             T sums[Tile::sums];
             const int64_t k0 = part * step, k1 = part + 1 < splits ? k0 + step : depth;
             Tile::multiply(tiles_begin(), pieces_, thread_, a, b, i, j, k0, k1, sums);
@@ -501,7 +507,7 @@ private:
                 if (parts)
                     parts[block_ * area + q * block_threads + thread_] = sums[q];
                 else
-                    e.write(i + Tile::row(thread_, q), j + Tile::col(thread_, q), m, n, symmetric,
+                    e.write(i + Tile::row(thread_, q), j + Tile::col(thread_, q), m, n, mirror,
                             sums[q]);
             }
         });
@@ -509,13 +515,13 @@ private:
         if (!parts) return;
         int64_t tile = 0;
         for (int64_t i = 0; i < m; i += Tile::side)
-            for (int64_t j = 0; j < n && !(symmetric && j > i); j += Tile::side, ++tile)
+            for (int64_t j = 0; j < n && !(mirrored && j > i); j += Tile::side, ++tile)
                 for (int q = 0; q < Tile::sums; ++q) {
                     if ((tile * Tile::sums + q) % blocks_ != block_) continue;
                     T value = T(0);
                     for (int part = 0; part < splits; ++part)
                         value += parts[(tile * splits + part) * area + q * block_threads + thread_];
-                    e.write(i + Tile::row(thread_, q), j + Tile::col(thread_, q), m, n, symmetric,
+                    e.write(i + Tile::row(thread_, q), j + Tile::col(thread_, q), m, n, mirror,
                             value);
                 }
         barrier();

@@ -4,6 +4,7 @@
 
 #include "../algorithms/bjorck.h"
 #include "../algorithms/polar_gradient.h"
+#include "../algorithms/polar_saved.h"
 #include "../algorithms/spectral_bound.h"
 #include "krylov.h"
 #include "sweep.h"
@@ -272,10 +273,11 @@ constexpr int64_t info_size = 5;  // PolarInfo: low, high, residual, bound, stag
 template <class T>
 struct PolarArguments {
     const T* weight;
-    T *out, *inverse_root;  // inverse_root may be null
+    T *out, *saved;  // of `saved_count` matrices for each one: PolarSaved
     double* info;
     int64_t rows, cols;
     double tolerance, scale;
+    int32_t saved_count;
 };
 
 template <class T>
@@ -284,10 +286,10 @@ LIPFUSE_DEVICE void orthogonalize_kernel(const Layout& layout,
                                          const Polynomials* polynomials) {
     for_each_matrix<T>(
         layout, table, polynomials, [](Backend<T>& backend, const PolarArguments<T>& a, int64_t i) {
-            const int64_t area = a.rows * a.cols, n = a.rows < a.cols ? a.rows : a.cols;
-            const PolarInfo p =
-                polar(backend, a.weight + i * area, a.rows, a.cols, a.tolerance, a.scale,
-                      a.out + i * area, a.inverse_root ? a.inverse_root + i * n * n : nullptr);
+            const int64_t area = a.rows * a.cols;
+            const PolarSaved<T> keep(a.saved, a.saved_count, a.rows, a.cols, i);
+            const PolarInfo p = polar(backend, a.weight + i * area, a.rows, a.cols, a.tolerance,
+                                      a.scale, a.out + i * area, keep.inverse_root, keep.factor);
             if (!backend.leads()) return;
             double* to = a.info + i * info_size;
             to[0] = p.low;
@@ -300,11 +302,12 @@ LIPFUSE_DEVICE void orthogonalize_kernel(const Layout& layout,
 
 template <class T>
 struct PolarBackwardArguments {
-    const T *grad, *weight, *orthogonal, *inverse_root;
+    const T *grad, *weight, *orthogonal, *saved;
     const double* info;
     T* out;
     int64_t rows, cols;
     double tolerance, scale;
+    int32_t saved_count;
     bool tangent;
 };
 
@@ -315,12 +318,13 @@ LIPFUSE_DEVICE void orthogonalize_backward_kernel(const Layout& layout,
     for_each_matrix<T>(
         layout, table, polynomials,
         [](Backend<T>& backend, const PolarBackwardArguments<T>& a, int64_t i) {
-            const int64_t area = a.rows * a.cols, n = a.rows < a.cols ? a.rows : a.cols;
+            const int64_t area = a.rows * a.cols;
+            const PolarSaved<const T> kept(a.saved, a.saved_count, a.rows, a.cols, i);
             const double* r = a.info + i * info_size;
             backend.rough(true);  // the linear solve is stopped long before that matters
             polar_backward(backend, a.grad + i * area, a.weight + i * area, a.orthogonal + i * area,
-                           a.inverse_root ? a.inverse_root + i * n * n : nullptr, a.rows, a.cols,
-                           a.scale, r[0], r[1], a.tolerance, a.tangent, a.out + i * area);
+                           kept.inverse_root, a.rows, a.cols, a.scale, r[0], r[1], a.tolerance,
+                           a.tangent, a.out + i * area, kept.factor);
         });
 }
 

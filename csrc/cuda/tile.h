@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "../algorithms/mirror.h"
 #include "execution.h"
 
 namespace lipfuse::cuda {
@@ -33,17 +34,18 @@ struct Epilogue {
     T x1[2] = {0, 0};
     T diagonal[2] = {0, 0};
 
-    // Element (i, j) of an m x n result. A symmetric one is written by its lower half.
-    LIPFUSE_DEVICE void write(int64_t i, int64_t j, int64_t m, int64_t n, bool symmetric,
+    // Element (i, j) of an m x n result. A symmetric or skew-symmetric one is written by its lower half.
+    LIPFUSE_DEVICE void write(int64_t i, int64_t j, int64_t m, int64_t n, Mirror mirror,
                               T value) const {
-        if (i >= m || j >= n || (symmetric && j > i)) return;
+        if (i >= m || j >= n || (mirror != Mirror::none && j > i)) return;
         const int64_t at = i * n + j;
         const T first = x[0] ? x[0][at] : T(0), second = x[1] ? x[1][at] : T(0);
         for (int o = 0; o < outputs; ++o) {
             T y = acc[o] * value + x0[o] * first + x1[o] * second;
             if (i == j) y += diagonal[o];
             out[o][at] = y;
-            if (symmetric && i != j) out[o][j * n + i] = y;
+            if (mirror != Mirror::none && i != j)
+                out[o][j * n + i] = mirror == Mirror::skew ? -y : y;
         }
     }
 };

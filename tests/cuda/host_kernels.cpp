@@ -285,7 +285,7 @@ void bjorck_gradient(const Case& c, bool chain) {
     });
 }
 
-// tolerance, scale, whether to keep the root
+// tolerance, scale, whether to save what the gradient wants
 template <class T>
 void polar_forward(const Case& c) {
     Launch<PolarArguments<T>> l;
@@ -295,12 +295,13 @@ void polar_forward(const Case& c) {
         a.weight = l.arrays.template read<T>(s.batch * s.area());
         a.out = l.arrays.template result<T>(s.batch * s.area());
         a.info = l.arrays.template result<double>(s.batch * info_size);
-        if (c.p(2) != 0)
-            a.inverse_root = l.arrays.template result<T>(s.batch * s.small() * s.small());
         a.rows = s.rows;
         a.cols = s.cols;
         a.tolerance = c.p(0);
         a.scale = c.p(1);
+        a.saved_count = c.p(2) != 0 ? lipfuse::polar_saved_count(s.rows, s.cols, a.tolerance) : 0;
+        if (a.saved_count)
+            a.saved = l.arrays.template result<T>(s.batch * a.saved_count * s.small() * s.small());
         tolerance = std::min(tolerance, polar_per_direction(a.tolerance, s.small()));
         l.add(a, polar_demand(s.batch, s.rows, s.cols));
     }
@@ -312,7 +313,7 @@ void polar_forward(const Case& c) {
     });
 }
 
-// tolerance, scale, tangent, whether the inverse root is given
+// tolerance, scale, tangent, how many matrices the forward has saved of each but the inverse root
 template <class T>
 void polar_gradient(const Case& c) {
     Launch<PolarBackwardArguments<T>> l;
@@ -321,8 +322,9 @@ void polar_gradient(const Case& c) {
         a.grad = l.arrays.template read<T>(s.batch * s.area());
         a.weight = l.arrays.template read<T>(s.batch * s.area());
         a.orthogonal = l.arrays.template read<T>(s.batch * s.area());
-        if (c.p(3) != 0)
-            a.inverse_root = l.arrays.template read<T>(s.batch * s.small() * s.small());
+        a.saved_count = (s.rows != s.cols) + int64_t(c.p(3));
+        if (a.saved_count)
+            a.saved = l.arrays.template read<T>(s.batch * a.saved_count * s.small() * s.small());
         a.info = l.arrays.template read<double>(s.batch * info_size);
         a.out = l.arrays.template result<T>(s.batch * s.area());
         a.rows = s.rows;

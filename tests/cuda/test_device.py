@@ -136,16 +136,16 @@ def test_bjorck(shape, dtype):
 @SHAPED
 def test_orthogonalize(shape, dtype, kind):
     w, g = tools.matrix(kind, shape), tools.matrix("gaussian", shape, 1)
-    out, root, info = ops.orthogonalize(*to_device((w, 1e-4, 0.9, True), dtype))
-    exact, exact_root, exact_info = reference.orthogonalize(w, 1e-4, 0.9, True)
+    out, saved, info = ops.orthogonalize(*to_device((w, 1e-4, 0.9, True), dtype))
+    exact, exact_saved, exact_info = reference.orthogonalize(w, 1e-4, 0.9, True)
     # Of a wide spectrum the processor's rational stages lose more than the device's polynomials.
     accuracy = 5e-3 if kind == "wide" and DEVICE == "cpu" else 2e-4
     assert float(torch.linalg.matrix_norm(out.cpu().double() - exact).max()) < accuracy
     largest = torch.linalg.matrix_norm(out.cpu().double(), ord=2) / 0.9
     assert bool((largest <= info[..., 3].cpu() * (1 + 1e-6)).all())
-    given = (*to_device((g, w), dtype), out, root, info, 1e-5, 0.9, False)
+    given = (*to_device((g, w), dtype), out, saved, info, 1e-5, 0.9, False)
     expected = reference.orthogonalize_backward(
-        g, w, exact, exact_root, exact_info, 1e-5, 0.9, False
+        g, w, exact, exact_saved, exact_info, 1e-5, 0.9, False
     )
     close(ops.orthogonalize_backward(*given), expected, 3e-3 if kind == "near" else 0.05)
 

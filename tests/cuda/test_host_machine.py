@@ -21,7 +21,8 @@ EVERY = {
     "spectral_normalize_backward": ([1e-12, 0.7, 1], "wswsuv"),
     "bjorck_backward": ([0.5, 3, 1.0], "whc"),
     "spectral_bjorck_backward": ([0.5, 3, 0.9, 1e-12], "whc2uv"),
-    "orthogonalize_backward": ([1e-3, 1.0, 0, 1], "wwwri"),
+    "orthogonalize_backward": ([1e-3, 1.0, 0, 0], "wwwri"),
+    "orthogonalize_backward, factor": ([2e-3, 1.0, 0, 1], "wwwfi"),
     "frobenius_normalize_backward": ([1e-12, 1.0], "wws"),
 }
 ONE = 66 * 1024  # shared memory: little more than what the backend itself takes
@@ -44,7 +45,8 @@ def _inputs(letters, shape, dtype):
         "c": np.full(b, 3, np.int64),
         "2": np.ones((b, 2), dtype),
         "r": np.tile(np.eye(small, dtype=dtype), (b, 1, 1)),
-        "i": np.tile([0.7, 1.3, 0, 1, 0.0], (b, 1)),
+        "f": np.tile(np.eye(small, dtype=dtype), (b, 2, 1, 1)),
+        "i": np.tile([0.8, 1.3, 0, 1, 0.0], (b, 1)),
     }
     return [values[x] for x in letters]
 
@@ -67,7 +69,7 @@ def test_no_races(programs, op, products):
     for shapes, shared in layouts(op):
         done = start(
             programs["races"],
-            op,
+            op.partition(",")[0],
             np.float32,
             shapes,
             inputs(letters, shapes, np.float32),
@@ -118,7 +120,7 @@ def test_any_order_gives_the_same_bits(programs, op):
         for order in ("backward", "shuffled"):
             done = start(
                 programs["memory"],
-                op,
+                op.partition(",")[0],
                 np.float32,
                 shapes,
                 inputs(letters, shapes, np.float32),

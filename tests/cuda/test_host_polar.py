@@ -7,6 +7,7 @@ import pytest
 from host_model import DTYPES, KINDS, SHAPES, close, gram, near_orthogonal, random, run
 
 TOL = 1e-4
+SOLVE = 20 * TOL  # what the gradient's solve is allowed in practice
 
 
 def polar_reference(w):
@@ -24,13 +25,14 @@ def polar_gradient(g, w):
 
 
 def forward(programs, w, scale=1.0, save=True, **settings):
-    """Results of a launch on one or several items: lists of (out, info, root)."""
+    """Results of a launch on one or several items: lists of (out, info, saved)."""
     items = w if isinstance(w, list) else [w]
     outputs = []
     for x in items:
         n = min(x.shape[1:])
         outputs += [(x.shape, x.dtype), ((len(x), 5), np.float64)]
-        outputs += [((len(x), n, n), x.dtype)] if save else []
+        matrices = 1 + (x.shape[1] != x.shape[2])  # the inverse root and the factor
+        outputs += [((len(x), matrices, n, n), x.dtype)] if save else []
     shapes = [x.shape for x in items]
     found = run(
         programs,
@@ -46,19 +48,19 @@ def forward(programs, w, scale=1.0, save=True, **settings):
     return [found[i : i + each] for i in range(0, len(found), each)]
 
 
-def backward(programs, g, w, results, scale=1.0, tangent=False, **settings):
+def backward(programs, g, w, results, scale=1.0, tangent=False, solve=1e-5, **settings):
     items = w if isinstance(w, list) else [w]
     grads = g if isinstance(g, list) else [g]
     arrays = []
-    for gi, x, (out, info, root) in zip(grads, items, results, strict=True):
-        arrays += [gi, x, out, root, info]
+    for gi, x, (out, info, saved) in zip(grads, items, results, strict=True):
+        arrays += [gi, x, out, saved, info]
     return run(
         programs,
         "orthogonalize_backward",
         items[0].dtype.type,
         [x.shape for x in items],
         arrays,
-        [1e-5, scale, int(tangent), 1],
+        [solve, scale, int(tangent), 1],
         [(x.shape, x.dtype) for x in items],
         **settings,
     )
@@ -83,6 +85,36 @@ def test_orthogonalize(programs, dtype, products, shape, low, high):
     results = forward(programs, w, 0.9, products=products)
     (grad,) = backward(programs, g, w, results, 0.9, products=products)
     check(w, g, *results[0][:2], grad, 0.9)
+
+
+@KINDS
+@pytest.mark.parametrize("low, high", [(0.88, 1.45), (0.88, 1.1), (0.97, 1.03)])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_factor_gives_the_gradient(programs, dtype, products, shape, low, high):
+    """Without an iteration, which would ask for W."""
+    w = near_orthogonal(0, *shape, low, high).astype(dtype)
+    g = random(1, *shape).astype(dtype)
+    ((out, info, saved),) = forward(programs, w, 0.9, products=products)
+    if min(shape[1:]) > 1:
+        assert (saved[:, -1, 0, 0] > 0).all()
+    close(saved[:, -1], saved[:, -1].swapaxes(1, 2), 0.0, saved[:, -1])
+    (grad,) = backward(programs, g, w, [(out, info, saved)], 0.9, solve=SOLVE, products=products)
+    check(w, g, out, info, grad, 0.9)
+    if shape[1] == shape[2]:  # W is asked for by the iteration alone
+        (alone,) = backward(
+            programs, g, w[::-1] * 0, [(out, info, saved)], 0.9, solve=SOLVE, products=products
+        )
+        assert np.array_equal(alone, grad)
+
+
+@pytest.mark.parametrize("low, high, tol", [(0.1, 1.45, TOL), (0.5, 1.0, TOL)])
+def test_a_wide_spectrum_has_no_factor(programs, low, high, tol):
+    w = near_orthogonal(0, 2, 24, 24, low, high).astype(np.float32)
+    g = random(1, 2, 24, 24).astype(np.float32)
+    results = forward(programs, w)
+    assert not results[0][2].any()
+    (grad,) = backward(programs, g, w, results, solve=SOLVE)
+    check(w, g, *results[0][:2], grad, 1.0)
 
 
 @pytest.mark.parametrize("shape", [(1, 70, 300), (1, 400, 66)], ids=str)
@@ -129,7 +161,7 @@ def test_orthogonalize_is_not_fooled(programs, dtype):
 
 def test_tangent_gradient(programs):
     w, g = near_orthogonal(0, 2, 12, 8, 1.0, 1.0), random(1, 2, 12, 8)
-    results = [(w, np.ones((2, 5)), np.tile(np.eye(8), (2, 1, 1)))]
+    results = [(w, np.ones((2, 5)), np.tile(np.eye(8), (2, 2, 1, 1)))]
     (grad,) = backward(programs, g, w, results, tangent=True)
     for i in range(2):
         a = w[i].T @ g[i]

@@ -32,7 +32,7 @@ INFO = ("low", "high", "residual", "bound", "stages")
 
 def _saved(weight: Tensor, batch: Sequence[int], m: int, n: int, tol: float) -> Tensor:
     small = min(m, n)
-    count = saved_matrices(weight, m, n, tol)
+    count = saved_matrices(m, n, tol)
     return weight.new_empty((*batch, count * small, small) if count * small else (0,))
 
 

@@ -16,15 +16,15 @@ which is unbounded in theory."""
 
 
 FACTORS_FROM = 2e-5
-"""The least ``tol`` for which the CPU's kernels save a factor; the same as in ``separable.h``."""
+"""The least ``tol`` for which the kernels save a factor; the same as in ``separable.h``."""
 
 
-def saved_matrices(weight: Tensor, m: int, n: int, tol: float) -> int:
+def saved_matrices(m: int, n: int, tol: float) -> int:
     """How many square matrices are saved for the gradient of one of m x n, below each other.
 
     The inverse root of WᵀW if it is not square, and a factor, which may be zero: there is none.
     """
-    return (m != n) + (tol >= FACTORS_FROM and weight.device.type == "cpu")
+    return (m != n) + (tol >= FACTORS_FROM)
 
 
 def orthogonalize(
@@ -50,7 +50,7 @@ def orthogonalize(
     kept = torch.where(largest > 0, kept, torch.zeros_like(kept))
     q = (u * kept.unsqueeze(-2)) @ vh
     q = torch.where(each(finite), q, torch.full_like(q, math.nan))
-    count = saved_matrices(weight, m, n, tol) if save else 0
+    count = saved_matrices(m, n, tol) if save else 0
     saved = weight.new_zeros((*weight.shape[:-2], count * small, small) if count else (0,))
     if save and m != n:
         basis = vh.mT if m > n else u
