@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
+Item = TypeVar("Item")
 Clock = Callable[[], float]
 Call = Callable[[], object]
 
@@ -143,6 +144,17 @@ def takes_part(round_: int, samples: int, rounds: int) -> bool:
     return (round_ + 1) * samples // rounds > round_ * samples // rounds
 
 
+def turns(items: Sequence[Item], round_: int) -> list[Item]:
+    """The order of a round: each begins with another one, and every second goes backwards.
+
+    So nobody always runs in the wake of the same other, and nobody in its own, with caches that hold
+    just what it needs itself.
+    """
+    first = round_ % max(1, len(items))
+    order = [*items[first:], *items[:first]]
+    return order if round_ % 2 == 0 else order[::-1]
+
+
 @contextmanager
 def no_collection() -> Iterator[None]:
     """Python's garbage collector off: it would hit whoever happens to be running."""
@@ -223,9 +235,7 @@ def measure(
     rounds = max((p.samples for p in plans.values()), default=0)
     with no_collection():
         for round_ in range(rounds):
-            order = list(plans.values())
-            # Every second round backwards: nobody always runs in the wake of the same other.
-            for plan in order if round_ % 2 == 0 else reversed(order):
+            for plan in turns(list(plans.values()), round_):
                 if takes_part(round_, plan.samples, rounds):
                     call = plan.call
                     start = clock()

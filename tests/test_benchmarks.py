@@ -66,6 +66,18 @@ def test_rounds_are_spread_evenly(samples: int, rounds: int) -> None:
     assert not gaps or max(gaps) - min(gaps) <= 1
 
 
+@pytest.mark.parametrize("count", range(1, 8))
+def test_nobody_runs_in_its_own_wake(count: int) -> None:
+    rounds = [runner.turns(range(count), r) for r in range(2 * count)]
+    assert all(sorted(order) == list(range(count)) for order in rounds)
+    one_by_one = [each for order in rounds for each in order]
+    if count > 1:
+        assert all(a != b for a, b in itertools.pairwise(one_by_one))
+    for each in range(count):  # every one in the wake of as many others as there are, up to two
+        before = {a for a, b in itertools.pairwise(one_by_one) if b == each}
+        assert len(before) >= min(2, count - 1)
+
+
 def test_contenders_take_turns_within_the_budget() -> None:
     clock = FakeClock()
     settings = Settings(budget=4.0, least=5, most=40, sample=1e-3)
