@@ -6,6 +6,7 @@ import gc
 import math
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -144,15 +145,15 @@ def takes_part(round_: int, samples: int, rounds: int) -> bool:
     return (round_ + 1) * samples // rounds > round_ * samples // rounds
 
 
-def turns(items: Sequence[Item], round_: int) -> list[Item]:
-    """The order of a round: each begins with another one, and every second goes backwards.
+def turns(items: Sequence[Item], last: object, source: random.Random) -> list[Item]:
+    """The order of a round, by chance: nobody always runs in the wake of the same other.
 
-    So nobody always runs in the wake of the same other, and nobody in its own, with caches that hold
-    just what it needs itself.
+    Nor does whoever ran last begin, if there are others: its caches hold just what it needs.
     """
-    first = round_ % max(1, len(items))
-    order = [*items[first:], *items[:first]]
-    return order if round_ % 2 == 0 else order[::-1]
+    order = source.sample(items, len(items))
+    if order and order[0] is last:
+        order.append(order.pop(0))
+    return order
 
 
 @contextmanager
@@ -234,14 +235,16 @@ def measure(
         plans[contender.name] = _Plan(contender.call, calls, samples)
     rounds = max((p.samples for p in plans.values()), default=0)
     with no_collection():
+        last, source = None, random.Random(0)
         for round_ in range(rounds):
-            for plan in turns(list(plans.values()), round_):
-                if takes_part(round_, plan.samples, rounds):
-                    call = plan.call
-                    start = clock()
-                    for _ in range(plan.calls):
-                        call()
-                    plan.seconds.append((clock() - start) / plan.calls)
+            taking = [p for p in plans.values() if takes_part(round_, p.samples, rounds)]
+            for plan in turns(taking, last, source):
+                call = plan.call
+                start = clock()
+                for _ in range(plan.calls):
+                    call()
+                plan.seconds.append((clock() - start) / plan.calls)
+                last = plan
     for name, plan in plans.items():
         results[name] = summarise(plan.seconds, plan.calls)
     return {c.name: results[c.name] for c in contenders}

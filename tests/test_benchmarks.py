@@ -68,14 +68,17 @@ def test_rounds_are_spread_evenly(samples: int, rounds: int) -> None:
 
 @pytest.mark.parametrize("count", range(1, 8))
 def test_nobody_runs_in_its_own_wake(count: int) -> None:
-    rounds = [runner.turns(range(count), r) for r in range(2 * count)]
-    assert all(sorted(order) == list(range(count)) for order in rounds)
-    one_by_one = [each for order in rounds for each in order]
-    if count > 1:
-        assert all(a != b for a, b in itertools.pairwise(one_by_one))
-    for each in range(count):  # every one in the wake of as many others as there are, up to two
-        before = {a for a, b in itertools.pairwise(one_by_one) if b == each}
-        assert len(before) >= min(2, count - 1)
+    ran: list[int] = []
+    contenders = [
+        runner.Contender(str(i), lambda i=i: ran.append(i))  # type: ignore[misc]
+        for i in range(count)
+    ]
+    settings = runner.Settings(least=60, most=60, sample=0.0)
+    runner.measure(contenders, settings)
+    timed = ran[-60 * count :]
+    assert sorted(timed) == sorted(list(range(count)) * 60)
+    wakes = set(itertools.pairwise(timed))
+    assert len(wakes) == max(1, count * (count - 1))  # of every other, and of every one but its own
 
 
 def test_contenders_take_turns_within_the_budget() -> None:

@@ -38,7 +38,7 @@ LIPFUSE_DEVICE void evaluate(Backend& backend, const Minimax& p, double high, co
     const double low = p.l * p.l, unit = 1 / std::sqrt(high);
     const double alpha = 2 / (high * (1 - low)), gamma = alpha - (1 + low) / (1 - low);
     auto half = [&](const T* x) { return backend.half(x, n); };
-    const bool factors = Backend::separates && factor;
+    const bool factors = factor != nullptr;
     // Makes the epilogue one of P = unit (acc AB + x0 R + x1 E² + diagonal I), and of the factor if one is
     // wanted, which then is the first output: that may replace an X. Returns what of E² is in the factor.
     const auto outputs = [&](auto& e, double acc, double x0, double x1, double diagonal) {

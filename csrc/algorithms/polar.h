@@ -46,8 +46,7 @@ struct Lift {
     bool rough = false;                   // later stages correct the polynomial
     bool polishes = false;  // nothing is left to do: what can be lifted has been, the rest is at 1
     bool doubtful = false;  // the smallest singular values could not be seen in the first stage
-    double factored =
-        0;  // the smallest singular value that the factor was made for, if there is one
+    double factored = 0;    // for which smallest singular value there is a factor, if any
 
     LIPFUSE_DEVICE double undo(double y) const {
         const double size = std::sqrt(high);
@@ -180,8 +179,7 @@ LIPFUSE_DEVICE LIPFUSE_NOINLINE void polar_carry_out(Backend& backend, PolarRun<
     T* scratch[2] = {in_factor ? factor : backend.allocate(n * n), backend.allocate(n * n)};
     if (lift.polynomial) {
         allow_rough_products(backend, lift.rough);
-        const bool factors =
-            Backend::separates && factor && first && info.low >= separable_from * info.high;
+        const bool factors = factor && first && info.low >= separable_from * info.high;
         if (factors) lift.factored = info.low;
         evaluate(backend, *lift.polynomial, lift.high, static_cast<const T*>(r), n, &p, scratch,
                  in_result ? q : nullptr, factors ? factor : nullptr, info.low / info.high);

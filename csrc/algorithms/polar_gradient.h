@@ -215,19 +215,17 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
     T* solution = c;  // times `unit`: K of (scale H) K + K (scale H) = scale (QᵀG - GᵀQ)
     double unit = 1 / (scale * (high + cut));
     bool solved = !(norm > 0 && (1 - l) / (1 + l) > tolerance);  // C, or nearly
-    if constexpr (Backend::separates) {
-        if (!solved && factor && factor[0] > 0 && l >= separable_from &&
-            Separable::error(l) <= tolerance) {
-            const auto f = backend.view(factor, n, n);
-            T* fc = spare;
-            backend.multiply(f, backend.half(c, n, Mirror::skew), fc, false);
-            auto e = backend.epilogue(c);  // a C + F C F
-            e.x[0] = c;
-            e.x0[0] = T(Separable(l).a);
-            backend.multiply_half(backend.view(fc, n, n), f, e, Mirror::skew);
-            unit = 1 / (scale * high);
-            solved = true;
-        }
+    if (!solved && factor && factor[0] > 0 && l >= separable_from &&
+        Separable::error(l) <= tolerance) {
+        const auto f = backend.view(factor, n, n);
+        T* fc = spare;
+        backend.multiply(f, backend.half(c, n, Mirror::skew), fc, false);
+        auto e = backend.epilogue(c);  // a C + F C F
+        e.x[0] = c;
+        e.x0[0] = T(Separable(l).a);
+        backend.multiply_half(backend.view(fc, n, n), f, e, Mirror::skew);
+        unit = 1 / (scale * high);
+        solved = true;
     }
     if (!solved) {
         T* h = backend.allocate(n * n);

@@ -39,7 +39,7 @@ private:
     c10::SafeKernelFunction with_gradient_;
 };
 
-// From now on, and for as long as the process runs.
+// From now on and for as long as the process runs, whatever else is registered for autograd later.
 inline void pass_on_without_gradient(const std::string& name) {
     auto& dispatcher = c10::Dispatcher::singleton();
     const auto op = dispatcher.findSchemaOrThrow(name.c_str(), "");

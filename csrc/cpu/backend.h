@@ -19,7 +19,6 @@ class Backend {
 public:
     using Scalar = T;
     static constexpr bool inverts = true;
-    static constexpr bool separates = true;      // has skew-symmetric products, for separable.h
     static constexpr bool near_scratch = false;  // nearer than a result is
 
     explicit Backend(Parallel parallel = {})

@@ -68,8 +68,7 @@ template <class T>
 class Backend {
 public:
     using Scalar = T;
-    static constexpr bool inverts = false;  // n dependent steps with a barrier each
-    static constexpr bool separates = true;
+    static constexpr bool inverts = false;      // n dependent steps with a barrier each
     static constexpr bool near_scratch = true;  // in shared memory, while it lasts
     struct Mark {
         int64_t shared, global;

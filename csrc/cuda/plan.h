@@ -205,9 +205,9 @@ inline int64_t proof_elements(int64_t n) {
 }
 inline Demand polar_demand(int64_t matrices, int64_t rows, int64_t cols) {
     const int64_t n = std::min(rows, cols);
-    // R, P, two of scratch; then a third of scratch, a copy of W or a proof
+    // R, P, two of scratch, and a third or a copy of W; or R and a proof
     return product_demand(matrices, rows, cols, 1.5, 2.5, 16,
-                          4 * n * n + std::max(rows * cols, proof_elements(n)));
+                          std::max(4 * n * n + rows * cols, n * n + proof_elements(n)));
 }
 inline Demand spectral_bound_demand(int64_t matrices, int64_t rows, int64_t cols) {
     const int64_t n = std::min(rows, cols);

@@ -148,6 +148,10 @@ def test_orthogonalize(shape, dtype, kind):
         g, w, exact, exact_saved, exact_info, 1e-5, 0.9, False
     )
     close(ops.orthogonalize_backward(*given), expected, 3e-3 if kind == "near" else 0.05)
+    if kind == "near":  # by the factor, of whose gradient 20 times the tolerance is asked
+        given = (*to_device((g, w), dtype), out, saved, info, 2e-3, 0.9, False)
+        assert min(shape[-2:]) < 2 or bool((saved[..., -min(shape[-2:]), 0] > 0).all())
+        close(ops.orthogonalize_backward(*given), expected, 3e-3)
 
 
 def test_large_and_tall():

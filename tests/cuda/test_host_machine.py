@@ -44,8 +44,9 @@ def _inputs(letters, shape, dtype):
         "h": np.repeat(q[:, None], 3, 1),
         "c": np.full(b, 3, np.int64),
         "2": np.ones((b, 2), dtype),
-        "r": np.tile(np.eye(small, dtype=dtype), (b, 1, 1)),
-        "f": np.tile(np.eye(small, dtype=dtype), (b, 2, 1, 1)),
+        # What the polar factor saves: the inverse root, unless it is square; the factor as well.
+        "r": np.tile(np.eye(small, dtype=dtype), (b, int(m != n), 1, 1)),
+        "f": np.tile(np.eye(small, dtype=dtype), (b, 1 + (m != n), 1, 1)),
         "i": np.tile([0.8, 1.3, 0, 1, 0.0], (b, 1)),
     }
     return [values[x] for x in letters]
@@ -57,7 +58,7 @@ def layouts(op):
         return [([(3, 1, 70), (1, 1, 17000)], ONE)]
     if op.startswith(("power", "spectral_normalize")):
         return [([(2, 20, 12), (1, 60, 560), (1, 4, 900)], ONE)]
-    return [([(1, 33, 40), (1, 66, 70)], ONE)]
+    return [([(1, 33, 40), (1, 66, 70)], ONE), ([(2, 33, 33), (1, 66, 66)], ONE)]
 
 
 @pytest.mark.parametrize(

@@ -335,8 +335,8 @@ def _title(name: str) -> str:
 def _register(op: Any, with_gradient: Callable[..., Any]) -> None:
     """Makes ``with_gradient`` what autograd calls for ``op`` where a gradient is wanted.
 
-    Compiled code comes by here for every call of an operator, without wanting one: torch's own
-    registration, which treats both cases alike, takes twice the time.
+    Without the native nodes, compiled code comes by here for every call of an operator, wanting
+    none: torch's own registration, which treats both cases alike, takes twice the time.
     """
     below, redispatch = torch._C._after_autograd_keyset, op.redispatch
 

@@ -22,7 +22,8 @@ FACTORS_FROM = 2e-5
 def saved_matrices(m: int, n: int, tol: float) -> int:
     """How many square matrices are saved for the gradient of one of m x n, below each other.
 
-    The inverse root of WᵀW if it is not square, and a factor, which may be zero: there is none.
+    The inverse root of WᵀW if it is not square, and a factor, which may be zero: there is none. On
+    all devices alike, though only kernels make any: compilers ask for shapes alone.
     """
     return (m != n) + (tol >= FACTORS_FROM)
 
