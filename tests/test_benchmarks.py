@@ -7,6 +7,7 @@ import itertools
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -69,12 +70,8 @@ def test_rounds_are_spread_evenly(samples: int, rounds: int) -> None:
 @pytest.mark.parametrize("count", range(1, 8))
 def test_nobody_runs_in_its_own_wake(count: int) -> None:
     ran: list[int] = []
-    contenders = [
-        runner.Contender(str(i), lambda i=i: ran.append(i))  # type: ignore[misc]
-        for i in range(count)
-    ]
-    settings = runner.Settings(least=60, most=60, sample=0.0)
-    runner.measure(contenders, settings)
+    contenders = [Contender(str(i), partial(ran.append, i)) for i in range(count)]
+    runner.measure(contenders, Settings(least=60, most=60, sample=0.0))
     timed = ran[-60 * count :]
     assert sorted(timed) == sorted(list(range(count)) * 60)
     wakes = set(itertools.pairwise(timed))

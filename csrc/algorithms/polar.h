@@ -108,8 +108,7 @@ LIPFUSE_DEVICE LIPFUSE_NOINLINE void polar_choose(Backend& backend, double toler
     PolarInfo& info = run.info;
     const Lift& last = lifts[info.stages];
     Lift& lift = lifts[info.stages + 1];
-    Interval range =
-        spectrum(backend, backend.half(static_cast<const T*>(run.r), n), n < 256 ? 10 : 16);
+    Interval range = spectrum(backend, backend.half(run.r, n), n < 256 ? 10 : 16);
     // A start vector in the null space sees nothing; the Frobenius norm bounds what there is.
     if (!(range.high > 0)) range.high = 1 + info.residual;
     range.low = std::max(range.low, 4 * rounding * range.high);
@@ -181,8 +180,8 @@ LIPFUSE_DEVICE LIPFUSE_NOINLINE void polar_carry_out(Backend& backend, PolarRun<
         allow_rough_products(backend, lift.rough);
         const bool factors = factor && first && info.low >= separable_from * info.high;
         if (factors) lift.factored = info.low;
-        evaluate(backend, *lift.polynomial, lift.high, static_cast<const T*>(r), n, &p, scratch,
-                 in_result ? q : nullptr, factors ? factor : nullptr, info.low / info.high);
+        evaluate(backend, *lift.polynomial, lift.high, r, n, &p, scratch, in_result ? q : nullptr,
+                 factors ? factor : nullptr, info.low / info.high);
     } else if constexpr (Backend::inverts) {
         const Halley& f = lift.f;
         const double root = std::sqrt(lift.high);

@@ -18,8 +18,8 @@ def _exchanged(input: Tensor, swap: Tensor, dim: int, scale: float) -> Tensor:
 def sort_pairs(input: Tensor, dim: int, scale: float, save: bool) -> tuple[Tensor, Tensor]:
     """Pairs (0, 1), (2, 3), ... along ``dim`` in ascending order, and which were swapped: 1, or 0.
 
-    Comparing with NaN is false: such a pair stays as it is. Numbers, not booleans: a compiler that
-    brings them into another layout does so thirty times as fast.
+    Comparing with NaN is false: such a pair stays as it is. Numbers, not booleans: compilers bring
+    those into another layout one by one.
     """
     if input.shape[dim] == 0:
         return input.clone(), input.new_empty(input.shape if save else 0, dtype=torch.uint8)
