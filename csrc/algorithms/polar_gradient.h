@@ -6,56 +6,45 @@
 #include <limits>
 
 #include "device.h"
-#include "halley.h"
 #include "minimax.h"
 #include "mirror.h"
 #include "polar.h"
 #include "separable.h"
 #include "sided.h"
+#include "spectrum.h"
 
 namespace lipfuse {
 
-LIPFUSE_DEVICE constexpr double polar_backward_rational_from = 5e-5;
-LIPFUSE_DEVICE constexpr double polar_gradient_floor = 1e-4;
+// Ratios of the smallest to the largest eigenvalue of H: below them steps of Newton or cubic ones pay.
+// Singular values below the third, relative to the largest, count as about that: it bounds a gradient that
+// is unbounded in theory.
+LIPFUSE_DEVICE constexpr double polar_newton_below = 0.5, polar_cubic_below = 0.22,
+                                polar_gradient_floor = 1e-4;
 
 // Steps towards a well-conditioned HK + KH = C, for a symmetric H with eigenvalues in [l, 1] and a
 // skew-symmetric C. An odd function f of M = [H C; 0 -H] is [f(H) C'; 0 -f(H)], and has the same
 // solution K: it is what makes both blocks of sign(M) = [I 2K; 0 -I]. So whatever lifts the small
-// eigenvalues of H does, carried out on M. Both steps return the new l; c and h swap places with the
-// buffers given.
+// eigenvalues of H does, carried out on M. Both steps return the new l.
 
-// Halley's f: with N = (I + c H²)⁻¹, f(H) = (b/c) H + lift H N and C' = (b/c) C + lift N (C + c HCH) N.
+// Newton's f(x) = (z x + 1 / (z x)) / (2 top), which leads [l, 1] to [1 / top, 1] with z = 1 / sqrt(l):
+//   f(H) = (z H + P / z) / (2 top),   C' = (z C + P C P / z) / (2 top),   P = H^(-1).
+// Nothing lifts small eigenvalues further for so few products. All three are kept as half; beyond [l, 1] f
+// exceeds 1.
 template <class Backend, class T>
-LIPFUSE_DEVICE double rational_step(Backend& backend, double l, double accuracy, int64_t n, T** c,
-                                    T** h, T** spare) {
-    constexpr double rounding = std::numeric_limits<T>::epsilon();
-    const Halley f(std::max(l, Halley::least(accuracy, rounding)));
-    auto view = [&](const T* x) { return backend.view(x, n, n); };
-    auto product = [&](const T* x, const T* y, T* out, double factor, const T* z, double keep,
-                       Mirror mirror) {
-        auto e = backend.epilogue(out);
-        e.acc[0] = T(factor);
-        e.x[0] = z;
-        e.x0[0] = T(keep);
-        backend.multiply(view(x), view(y), e, mirror);
-    };
+LIPFUSE_DEVICE double newton_step(Backend& backend, double l, const T* p, int64_t n, T* c, T* h) {
+    const double z = 1 / std::sqrt(l), top = (z + 1 / z) / 2;
+    const T keep = T(z / (2 * top)), add = T(1 / (2 * z * top));
     auto mark = backend.mark();
-    T* inverse = backend.allocate(n * n);
-    T* y = backend.allocate(n * n);
-    auto e = backend.epilogue(inverse);
-    e.acc[0] = T(f.c);
-    e.diagonal[0] = T(1);
-    backend.multiply(view(*h), view(*h), e, true);
-    backend.invert(inverse, n, n);
-    product(*h, *c, y, 1, nullptr, 0, Mirror::none);
-    product(y, *h, *spare, f.c, *c, 1, Mirror::skew);
-    product(inverse, *spare, y, 1, nullptr, 0, Mirror::none);
-    product(y, inverse, *spare, f.lift, *c, f.b / f.c, Mirror::skew);
-    exchange(*c, *spare);
-    product(*h, inverse, *spare, f.lift, *h, f.b / f.c, Mirror::symmetric);
-    exchange(*h, *spare);
+    T* pc = backend.allocate(n * n);
+    backend.multiply(backend.half(p, n), backend.half(c, n, Mirror::skew), pc, false);
+    auto e = backend.epilogue(c);
+    e.acc[0] = add;
+    e.x[0] = c;
+    e.x0[0] = keep;
+    backend.multiply_half(backend.view(pc, n, n), backend.half(p, n), e, Mirror::skew);
+    backend.axpby(backend.size_of_half(n), keep, h, add, p, h);
     backend.release(mark);
-    return f(l);
+    return 1 / top;
 }
 
 // A cubic, which rounding hardly notices: f(H) = a H - b H³ and C' = a C - b (H²C - HCH + CH²). Three
@@ -127,6 +116,55 @@ LIPFUSE_DEVICE void damped_inverse(Backend& backend, T* h, double l, int64_t n, 
         exchange(current, next);
     }
     backend.release(mark);
+}
+
+// Newton's steps as long as they pay, for an H with eigenvalues in [0, 1], which is kept as half like C.
+// The first inverse tells how small they are; those below `cut` are lifted to two thirds of it at least, by
+//   H <- H + cut D⁴,   D = (I + H / cut)^(-1),
+// which leaves alone what is larger. inverse (may be null): `scale` times that of H, whole. Returns where
+// the spectrum begins.
+template <class Backend, class T>
+LIPFUSE_DEVICE double narrow_by_newton(Backend& backend, double cut, int64_t n, T* c, T* h,
+                                       T* inverse, double scale) {
+    const T* none = nullptr;
+    auto mark = backend.mark();
+    T* p = backend.allocate(n * n);
+    auto invert = [&] {
+        backend.axpby(backend.size_of_half(n), T(1), h, T(0), none, p);
+        backend.complete(p, n);
+        backend.invert(p, n, n);
+        if (inverse) backend.axpby(n * n, T(scale), p, T(0), none, inverse);
+        backend.keep_half(p, n);
+    };
+    invert();
+    double l = 1 / largest_ritz_value(backend, backend.half(p, n), 10);
+    if (l > 0.9 * cut && l <= 1) {
+        l *= 0.95;  // the estimate comes from above
+    } else {        // H may be singular, up to rounding
+        l = 0.64 * cut;
+        backend.complete(h, n);
+        damped_inverse(backend, h, cut, n, p);
+        const auto below = backend.mark();
+        T* square = backend.allocate(n * n);
+        auto e = backend.epilogue(square);
+        e.acc[0] = T(cut * cut);
+        backend.multiply(backend.view(p, n, n), backend.view(p, n, n), e, true);
+        e = backend.epilogue(h);  // damped_inverse has added `cut`
+        e.acc[0] = T(cut);
+        e.x[0] = h;
+        e.x0[0] = T(1);
+        e.diagonal[0] = T(-cut);
+        backend.multiply(backend.view(square, n, n), backend.view(square, n, n), e, true);
+        backend.release(below);
+        backend.keep_half(h, n);
+        invert();
+    }
+    inverse = nullptr;
+    for (l = newton_step(backend, l, p, n, c, h); l < polar_newton_below;
+         l = newton_step(backend, l, p, n, c, h))
+        invert();
+    backend.release(mark);
+    return l;
 }
 
 // K and what was before it, after the first step of Chebyshev's iteration from K = start C and nothing
@@ -214,6 +252,7 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
     T* spare = square ? a : backend.allocate(n * n);
     T* solution = c;  // times `unit`: K of (scale H) K + K (scale H) = scale (QᵀG - GᵀQ)
     double unit = 1 / (scale * (high + cut));
+    T* inverse = nullptr;  // of WᵀW's root, if it is computed here
     bool solved = !(norm > 0 && (1 - l) / (1 + l) > tolerance);  // C, or nearly
     if (!solved && factor && factor[0] > 0 && l >= separable_from &&
         Separable::error(l) <= tolerance) {
@@ -235,7 +274,7 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
         T* product = in_result ? out : spare;
         T* previous = in_result ? spare : backend.allocate(n * n);
         bool by_inverse = false;
-        if constexpr (Backend::inverts) by_inverse = !square && l >= polar_rational_below;
+        if constexpr (Backend::inverts) by_inverse = !square && l >= polar_cubic_below;
         if (by_inverse) {
             // P = H⁻¹ is there already, and PK + KP = PCP costs less than H does: H <- cut P, whose
             // eigenvalues lie in [l, 1] as well, and C <- HCH.
@@ -248,25 +287,32 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
             }
             unit = 1 / (scale * cut);
         } else {
-            auto e = backend.epilogue(h);
-            e.acc[0] = T(1 / (scale * high));
-            side.cross_half(q, w, e);  // H / high
-            const bool wide = l < polar_rational_below;
-            if (wide) {
-                backend.complete(h, n);
-                backend.complete(c, n, Mirror::skew);
+            unit = 1 / (scale * high);
+            const bool wide = l < (Backend::inverts ? polar_newton_below : polar_cubic_below);
+            if (wide && Backend::inverts) {
+                // Rounding in Q leaves QᵀW a little unsymmetric, which the inverse would amplify: the
+                // mean of both halves is much closer to H.
+                side.cross(q, w, k, false);
+                backend.symmetrize(k, T(0.5 * unit), n, h);
+                backend.keep_half(h, n);
+            } else {
+                auto e = backend.epilogue(h);  // H / high
+                e.acc[0] = T(unit);
+                side.cross_half(q, w, e);
             }
             if constexpr (Backend::inverts) {
-                if (low > polar_backward_rational_from * high)
-                    while (l < polar_rational_below)
-                        l = rational_step(backend, l, 0.1 * tolerance, n, &c, &h, &k);
-            }
-            while (l < polar_rational_below) l = cubic_step(backend, l, n, &c, &h, &k, product);
-            if (wide) {
+                if (wide) {
+                    // The forward's inverse comes from WᵀW, of which rounding leaves less.
+                    if (!square) inverse_root = inverse = backend.allocate(n * n);
+                    l = narrow_by_newton(backend, polar_gradient_floor, n, c, h, inverse, 1 / high);
+                }
+            } else if (wide) {
+                backend.complete(h, n);
+                backend.complete(c, n, Mirror::skew);
+                while (l < polar_cubic_below) l = cubic_step(backend, l, n, &c, &h, &k, product);
                 backend.keep_half(h, n);
                 backend.keep_half(c, n);
             }
-            unit = 1 / (scale * high);
         }
         solve_by_chebyshev(backend, h, c, l, tolerance, n, &k, &previous, product);
         solution = k;
@@ -275,7 +321,7 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
         side.apply(q, backend.half(solution, n, Mirror::skew), out, T(unit), T(0), none);
     } else {
         backend.complete(solution, n, Mirror::skew);
-        if (low < polar_gradient_floor * high) {  // the forward's H^(-1) has no such bound
+        if (!inverse && low < polar_gradient_floor * high) {  // the forward's has no such bound
             T* damped = backend.allocate(n * n);
             T* h = backend.allocate(n * n);
             auto e = backend.epilogue(h);

@@ -174,37 +174,48 @@ public:
     }
 
     // a <- its inverse, for a symmetric positive definite n x n matrix whose rows are `stride` apart.
-    // By halves, so that nearly all of the work is products.
-    void invert(T* a, int64_t n, int64_t stride) {
-        if (n <= invert_most) return kernels_.invert(a, n, stride);
+    // By halves, so that nearly all of the work is products. root (may be null): the inverse of its
+    // Cholesky factor, with zeros above the diagonal.
+    void invert(T* a, int64_t n, int64_t stride, T* root = nullptr, int64_t root_stride = 0) {
+        if (n <= invert_most) return kernels_.invert(a, n, stride, root, root_stride);
         const int64_t step = std::min(shares_.row_step(), invert_most);
         const int64_t top = std::max(step, n / 2 / step * step), rest = n - top;
-        T* upper = a + top;
-        T* lower = a + top * stride;
-        T* corner = lower + top;
-        auto at = [&](const T* x, int64_t rows, int64_t cols) {
+        T *const upper = a + top, *const lower = a + top * stride, *const corner = lower + top;
+        auto at = [](const T* x, int64_t rows, int64_t cols, int64_t stride) {
             return View<const T>{x, rows, cols, stride, 1};
         };
-        auto onto = [&](T* out, T factor, T keep) {
+        auto product = [&](View<const T> x, View<const T> y, T* out, int64_t out_stride, T factor,
+                           T keep, bool symmetric = false) {
             auto e = epilogue(out);
-            e.stride = stride;
+            e.stride = out_stride;
             e.acc[0] = factor;
-            e.x[0] = out;
+            e.x[0] = keep != T(0) ? out : nullptr;
             e.x0[0] = keep;
-            return e;
+            multiply(x, y, e, symmetric);
         };
         const auto mark = arena_.mark();
-        T* t = allocate(rest * top);
-        // [A Bᵀ; B D]: T = B A⁻¹, S = D - T Bᵀ; the inverse is [A⁻¹ + Tᵀ S⁻¹ T, .; -S⁻¹ T, S⁻¹].
-        invert(a, top, stride);
-        multiply(at(lower, rest, top), at(a, top, top), t, false);
-        multiply(view(t, rest, top), at(lower, rest, top).transposed(), onto(corner, -1, 1), true);
-        invert(corner, rest, stride);
-        auto e = onto(lower, -1, 0);
-        e.x[0] = nullptr;
-        multiply(at(corner, rest, rest), view(t, rest, top), e, false);
-        multiply(view(t, rest, top).transposed(), at(lower, rest, top), onto(a, -1, 1), true);
+        const int64_t first_stride = root ? root_stride : top;
+        T* const first = root ? root : allocate(top * top);
+        T* const u = allocate(rest * top);
+        T* const t = allocate(rest * top);
+        // [A Bᵀ; B D] with X the inverse of A's factor: U = B Xᵀ, S = D - U Uᵀ, T = U X = B A⁻¹; the
+        // inverse is [A⁻¹ + Tᵀ S⁻¹ T, .; -S⁻¹ T, S⁻¹]. Without U, as D - T Bᵀ, S would lose as many
+        // digits again as A⁻¹ has lost.
+        invert(a, top, stride, first, first_stride);
+        const auto x = at(first, top, top, first_stride), tv = view(t, rest, top);
+        product(at(lower, rest, top, stride), x.transposed(), u, top, 1, 0);
+        product(view(u, rest, top), view(u, rest, top).transposed(), corner, stride, -1, 1, true);
+        product(view(u, rest, top), x, t, top, 1, 0);
+        T* const second = root ? root + top * root_stride + top : nullptr;
+        invert(corner, rest, stride, second, root_stride);
+        product(at(corner, rest, rest, stride), tv, lower, stride, -1, 0);
+        product(tv.transposed(), at(lower, rest, top, stride), a, stride, -1, 1, true);
         kernels_.transpose(lower, stride, upper, stride, rest, top);
+        if (root) {
+            product(at(second, rest, rest, root_stride), tv, root + top * root_stride, root_stride,
+                    -1, 0);
+            for (int64_t i = 0; i < top; ++i) std::fill_n(root + i * root_stride + top, rest, T(0));
+        }
         arena_.release(mark);
     }
 

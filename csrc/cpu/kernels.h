@@ -192,8 +192,9 @@ struct Kernels {
     void (*rank_one_update)(const T* a, T alpha, T beta, const T* u, const T* v, int64_t cols,
                             int64_t row_begin, int64_t row_end, T* out);
     // In place: a symmetric positive definite matrix of at most `invert_most` rows, `stride` apart,
-    // becomes its inverse.
-    void (*invert)(T* a, int64_t n, int64_t stride);
+    // becomes its inverse. root (n x n as well, may be null): the inverse of its Cholesky factor, with
+    // zeros above the diagonal.
+    void (*invert)(T* a, int64_t n, int64_t stride, T* root, int64_t root_stride);
     // out(j, i) = in(i, j) for rows x cols elements of in
     void (*transpose)(const T* in, int64_t in_stride, T* out, int64_t out_stride, int64_t rows,
                       int64_t cols);

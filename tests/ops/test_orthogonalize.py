@@ -196,6 +196,38 @@ def test_gradient_of_wide_spectra(
         assert found <= allowed * size + 3 * rough, shape
 
 
+def graded(shape: tuple[int, int], condition: float, few: bool) -> Tensor:
+    """Singular values from 1 to 1 / condition: in equal ratios, or the last three alone small."""
+    n = min(shape)
+    values = torch.logspace(0, -math.log10(condition), n, dtype=torch.float64)
+    if few:
+        values[:-3], values[-3:] = 1.0, 1 / condition
+    left = torch.linalg.qr(tools.matrix("gaussian", (shape[0], n), 3))[0]
+    right = torch.linalg.qr(tools.matrix("gaussian", (shape[1], n), 4))[0]
+    return (left * values) @ right.mT
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("few", [False, True], ids=["graded", "few small"])
+@pytest.mark.parametrize("condition", [3.0, 30.0, 300.0, 1e3, 3e3, 9e3])
+def test_gradient_of_ill_conditioned_weights(
+    condition: float, few: bool, dtype: torch.dtype, isa: str
+) -> None:
+    """As exact as any, as long as no singular value is below 1e-4 of the largest.
+
+    In float32 Q itself is known to the condition number times rounding, in any method.
+    """
+    for shape in [(8, 8), (33, 33), (100, 100), (192, 192), (96, 64), (64, 300)]:
+        w = graded(shape, condition, few).to(dtype)
+        g = tools.matrix("gaussian", shape, 9).to(dtype)
+        exact = tools.polar_gradient(w, g)
+        q, saved, info = reference.orthogonalize(w, 1e-4, 1.0, True)
+        plain = reference.orthogonalize_backward(g, w, q, saved, info, 1e-4, 1.0, False)
+        rough = float((plain.double() - exact).norm())
+        found = float((gradients(w, g, 1e-4).double() - exact).norm())
+        assert found <= 2e-3 * float(exact.norm()) + 6 * rough, shape
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", tools.HOSTILE)
 def test_gradient_is_bounded_where_a_singular_value_vanishes(
