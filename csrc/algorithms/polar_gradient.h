@@ -289,9 +289,9 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
         } else {
             unit = 1 / (scale * high);
             const bool wide = l < (Backend::inverts ? polar_newton_below : polar_cubic_below);
-            if (wide && Backend::inverts) {
-                // Rounding in Q leaves QᵀW a little unsymmetric, which the inverse would amplify: the
-                // mean of both halves is much closer to H.
+            if (wide) {
+                // Rounding in Q leaves QᵀW a little unsymmetric, and small eigenvalues show it: the mean
+                // of both halves is much closer to H.
                 side.cross(q, w, k, false);
                 backend.symmetrize(k, T(0.5 * unit), n, h);
                 backend.keep_half(h, n);
@@ -321,7 +321,10 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
         side.apply(q, backend.half(solution, n, Mirror::skew), out, T(unit), T(0), none);
     } else {
         backend.complete(solution, n, Mirror::skew);
-        if (!inverse && low < polar_gradient_floor * high) {  // the forward's has no such bound
+        // The forward's inverse has no such bound, and its estimate of `low` may be far too small.
+        if (!inverse && low < polar_gradient_floor * high &&
+            !(largest_ritz_value(backend, backend.view(inverse_root, n, n), 10) <
+              1 / (polar_gradient_floor * high))) {
             T* damped = backend.allocate(n * n);
             T* h = backend.allocate(n * n);
             auto e = backend.epilogue(h);

@@ -124,6 +124,21 @@ def test_a_wide_spectrum_has_no_factor(programs, low, high):
     check(w, g, *results[0][:2], grad, 1.0)
 
 
+@DTYPES
+@pytest.mark.parametrize("condition", [300.0, 9e3])
+@pytest.mark.parametrize("shape", [(24, 24), (64, 64), (40, 24)], ids=str)
+def test_the_gradient_of_ill_conditioned_weights(programs, dtype, shape, condition):
+    """A few singular values far below the others, which the forward's estimate may miss by far."""
+    n = min(shape)
+    u, _, vh = np.linalg.svd(random(0, *shape), full_matrices=False)
+    s = np.where(np.arange(n) < n - 3, 1.0, 1 / condition)
+    w, g = ((u * s) @ vh).astype(dtype)[None], random(1, *shape).astype(dtype)[None]
+    results = forward(programs, w)
+    (grad,) = backward(programs, g, w, results, solve=SOLVE)
+    exact = polar_gradient(g[0].astype(float), w[0].astype(float))
+    assert np.linalg.norm(grad[0] - exact) < 5e-3 * np.linalg.norm(exact)
+
+
 @pytest.mark.parametrize("shape", [(1, 70, 300), (1, 400, 66)], ids=str)
 def test_blocks_share_the_depth_of_a_tile(programs, shape):
     """Few tiles and much to add up in each."""
