@@ -20,21 +20,28 @@ public:
 
     void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys,
                     torch::jit::Stack* stack) const {
-        const size_t arguments = op.schema().arguments().size();
-        if (at::GradMode::is_enabled())
-            for (const c10::IValue& value : torch::jit::last(*stack, arguments))
-                if (requires_grad(value)) return with_gradient_.callBoxed(op, keys, stack);
+        const bool wanted = at::GradMode::is_enabled();
+        bool with_gradient = false;
+        const auto look_at = [&](const Tensor& tensor) {
+            if (tensor._fw_grad(0).defined()) refuse_forward_mode(op.schema().name());
+            with_gradient = with_gradient || (wanted && tensor.requires_grad());
+        };
+        for (const c10::IValue& value : torch::jit::last(*stack, op.schema().arguments().size())) {
+            if (value.isTensor()) look_at(value.toTensor());
+            if (value.isTensorList())
+                for (const Tensor& tensor : value.toTensorList()) look_at(tensor);
+        }
+        if (with_gradient) return with_gradient_.callBoxed(op, keys, stack);
         op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
     }
 
 private:
-    static bool requires_grad(const c10::IValue& value) {
-        if (value.isTensor()) return value.toTensor().requires_grad();
-        if (value.isTensorList())
-            for (const Tensor& tensor : value.toTensorList())
-                if (tensor.requires_grad()) return true;
-        return false;
+    // The tangent of a dual number would be lost below autograd: a derivative of zero.
+    static void refuse_forward_mode(const std::string& name) {
+        C10_THROW_ERROR(NotImplementedError, name + refusal);
     }
+    static constexpr const char* refusal =
+        " has no forward-mode derivative: use reverse mode, or lipfuse.reference.";
 
     c10::SafeKernelFunction with_gradient_;
 };

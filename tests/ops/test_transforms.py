@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import tools
 import torch
+from op_cases import CASES, Case
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import lipfuse.functional as F
-from lipfuse import ops
+from lipfuse import _native, nn, ops
 
 Function = Callable[..., Tensor]
 
@@ -291,3 +293,58 @@ def test_operators_run_on_meta_tensors() -> None:
     w = torch.empty(5, 4, device="meta", requires_grad=True)
     out, info = ops.orthogonalize(w, 1e-4, 1.0)
     assert out.device.type == "meta" and out.shape == (5, 4) and info.shape == (5,)
+
+
+# ---- forward mode --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize("trained", [False, True], ids=["alone", "with reverse mode"])
+def test_forward_mode_is_refused_in_words(case: Case, trained: bool) -> None:
+    """Nobody gets the result without its tangent, which would be a derivative of zero."""
+    if _native.nodes is None and case.name.startswith("foreach"):
+        pytest.skip("torch registers operators of lists itself; functions refuse before")
+
+    def dual(x: Any) -> Any:
+        if isinstance(x, (tuple, list)):
+            return type(x)(map(dual, x))
+        if not isinstance(x, Tensor) or not x.is_floating_point() or not x.numel():
+            return x
+        return forward_ad.make_dual(x.detach().requires_grad_(trained), torch.ones_like(x))
+
+    arguments = case.arguments(tools.matrix("near", (4, 4)), torch.float64)
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=r"forward|jvp"):
+        case.op(*dual(arguments))
+
+
+@pytest.mark.parametrize("name", [n for n in FUNCTIONS if n != "spectral_norm_bound"])  # a constant
+@pytest.mark.parametrize("trained", [False, True], ids=["alone", "with reverse mode"])
+def test_functions_refuse_forward_mode(name: str, trained: bool) -> None:
+    with forward_ad.dual_level():
+        w = forward_ad.make_dual(weight().requires_grad_(trained), torch.ones(5, 4))
+        with pytest.raises((NotImplementedError, RuntimeError), match=r"forward|jvp"):
+            FUNCTIONS[name](w)
+        with pytest.raises((NotImplementedError, RuntimeError), match=r"forward|jvp"):
+            F.foreach_orthogonalize([w])
+
+
+def test_layers_refuse_forward_mode_of_their_parameters() -> None:
+    layer = nn.SpectralLinear(4, 4)
+    with forward_ad.dual_level():
+        w = forward_ad.make_dual(torch.eye(4), torch.ones(4, 4))
+        with pytest.raises((NotImplementedError, RuntimeError), match=r"forward|jvp"):
+            torch.func.functional_call(
+                layer, {"parametrizations.weight.original": w}, (torch.ones(2, 4),)
+            )
+
+
+def test_inputs_of_a_layer_may_be_dual() -> None:
+    """Its weight is a constant then, and the Jacobian of a network is within its constant."""
+    model = nn.Sequential(nn.SpectralLinear(4, 6), nn.GroupSort2(), nn.FrobeniusLinear(6, 1))
+    x = torch.randn(3, 4)
+    with forward_ad.dual_level():
+        out = model(forward_ad.make_dual(x, torch.ones_like(x)))
+        tangent = forward_ad.unpack_dual(out).tangent
+    assert tangent is not None
+    (grad,) = torch.autograd.grad(model(x.requires_grad_()).sum(), x)
+    assert torch.allclose(tangent.squeeze(1), grad.sum(1), atol=1e-5)

@@ -8,7 +8,7 @@ there is no native library, so that everything above the operators is the same i
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Optional
 
@@ -341,12 +341,24 @@ def _register(op: Any, with_gradient: Callable[..., Any]) -> None:
     below, redispatch = torch._C._after_autograd_keyset, op.redispatch
 
     def kernel(keys: Any, *inputs: Any) -> Any:
+        refuse_forward_mode(op._schema.name, inputs)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
             return with_gradient(*inputs)
         return redispatch(keys & below, *inputs)
 
     _library.impl(op._schema.name, kernel, "Autograd", with_keyset=True)
     _pass_on_without_gradient(op)
+
+
+def refuse_forward_mode(name: str, inputs: Iterable[Any]) -> None:
+    """Raises where one of them is a dual number: without its tangent the derivative were zero."""
+    if torch.autograd.forward_ad._current_level < 0:
+        return
+    for x in inputs:
+        if isinstance(x, Tensor) and torch.autograd.forward_ad.unpack_dual(x).tangent is not None:
+            raise NotImplementedError(
+                f"{name} has no forward-mode derivative: use reverse mode, or lipfuse.reference."
+            )
 
 
 def _pass_on_without_gradient(op: Any) -> None:

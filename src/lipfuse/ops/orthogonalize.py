@@ -16,6 +16,7 @@ from lipfuse.ops._define import (
     native_node,
     node,
     once_differentiable,
+    refuse_forward_mode,
     transforming,
     wants_gradient,
     with_gradient,
@@ -299,6 +300,7 @@ def foreach_orthogonalize(
             matrices = w.reshape(g, w.shape[0] // g, -1)
             results.append(orthogonalize(matrices, tol, s, tangent)[0].reshape(w.shape))
         return results
+    refuse_forward_mode("lipfuse::foreach_orthogonalize", weights)
     if torch.is_grad_enabled() and any(w.requires_grad for w in weights):
         arguments = list(groups), list(scales), tol, SOLVE * tol, tangent
         return list(_foreach_weights(list(weights), *arguments))
