@@ -85,6 +85,25 @@ def test_spectral_norm_is_torchs(name: str, settings: dict[str, Any]) -> None:
             assert torch.allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.parametrize("register", [P.bjorck_norm, P.orthogonal, P.frobenius_norm])
+def test_a_vector_has_no_singular_values(register: Any) -> None:
+    layer = nn.Linear(3, 5)
+    with pytest.raises(ValueError, match=r"at least 2 dimensions, got 'bias' of shape \(5,\)"):
+        register(layer, "bias")
+    assert not parametrize.is_parametrized(layer)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["u", "v"])
+def test_vectors_on_another_device_are_an_error(name: str, training: bool) -> None:
+    """Those of the meta device would make the weight one of it, with nothing in its memory."""
+    layer: Any = P.spectral_norm(nn.Linear(3, 5)).train(training)
+    step = layer.parametrizations.weight[0]
+    setattr(step, f"_{name}", getattr(step, f"_{name}").to("meta"))
+    with pytest.raises(ValueError, match=f"{name} must be on cpu like the weight, got meta"):
+        layer(torch.ones(2, 3))
+
+
 def test_spectral_norm_of_a_vector_is_torchs() -> None:
     ours, theirs = nn.Linear(3, 5), nn.Linear(3, 5)
     theirs.load_state_dict(ours.state_dict())

@@ -35,10 +35,15 @@ def _kind_of(module: nn.Module) -> str:
     return name
 
 
-def _weight_of(module: nn.Module, name: str) -> Tensor:
+def _weight_of(module: nn.Module, name: str, least_dims: int = 0) -> Tensor:
     weight = getattr(module, name, None)
     if not isinstance(weight, Tensor):
         raise ValueError(f"name must be that of a parameter of {_kind_of(module)}, got {name!r}")
+    if weight.dim() < least_dims:
+        raise ValueError(
+            f"name must be that of a parameter of at least {least_dims} dimensions, "
+            f"got {name!r} of shape {tuple(weight.shape)}"
+        )
     return weight
 
 
@@ -120,9 +125,10 @@ def bjorck_norm(module: _M, name: str = "weight", eps: float = 1e-3) -> _M:
         The module.
 
     Raises:
-        ValueError: if the module has no tensor of that name, or ``eps`` is not positive.
+        ValueError: if the module has no tensor of that name and two dimensions or more, or ``eps``
+            is not positive.
     """
-    _weight_of(module, name)
+    _weight_of(module, name, 2)
     return _register(module, name, BjorckNorm(eps))
 
 
@@ -144,9 +150,10 @@ def orthogonal(
         The module.
 
     Raises:
-        ValueError: if the module has no tensor of that name, or an argument is out of range.
+        ValueError: if the module has no tensor of that name and two dimensions or more, or an
+            argument is out of range.
     """
-    _weight_of(module, name)
+    _weight_of(module, name, 2)
     return _register(module, name, Orthogonal(tol, backward))
 
 
@@ -162,10 +169,12 @@ def frobenius_norm(module: _M, name: str = "weight", disjoint_neurons: bool = Tr
         The module.
 
     Raises:
-        ValueError: if the module has no tensor of that name.
+        TypeError: if ``disjoint_neurons`` is not a bool.
+        ValueError: if the module has no tensor of that name, or none with outputs of their own.
     """
-    _weight_of(module, name)
-    return _register(module, name, FrobeniusNorm(disjoint_neurons))
+    parametrization = FrobeniusNorm(disjoint_neurons)
+    _weight_of(module, name, 2 if disjoint_neurons else 0)
+    return _register(module, name, parametrization)
 
 
 def lconv_norm(module: _M, name: str = "weight") -> _M:
