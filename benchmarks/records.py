@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 RUN, RACES = RESULTS / "cpu.json", RESULTS / "time_to_accuracy.json"
 OTHER, AVX2 = RESULTS / "cpu_xeon.json", RESULTS / "cpu_avx2.json"
+HALF = RESULTS / "cpu_zen4.json"
 """The records that the documentation is made from: all of it from the first two, and what other
 processors make of the same run from the others."""
 

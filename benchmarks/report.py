@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import plots
-from benchmarks.records import AVX2, OTHER, RACES, ROOT, RUN, digest
+from benchmarks.records import AVX2, HALF, OTHER, RACES, ROOT, RUN, digest
 from benchmarks.tables import TABLES, Sources, relative
 
 _END = "<!-- end of table -->"
@@ -76,16 +76,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--races", type=Path, default=RACES, help="of benchmarks.time_to_accuracy")
     p.add_argument("--other", type=Path, default=OTHER, help="a run on another processor")
     p.add_argument("--avx2", type=Path, default=AVX2, help="a run on one without AVX-512")
+    p.add_argument("--half", type=Path, default=HALF, help="a run on one that halves AVX-512")
     p.add_argument("--check", action="store_true", help="write nothing")
-    arguments = p.parse_args(argv)
+    a = p.parse_args(argv)
     try:
-        sources = Sources.of(arguments.run, arguments.races, arguments.other, arguments.avx2)
+        sources = Sources.of(a.run, a.races, a.other, a.avx2, a.half)
     except (OSError, ValueError) as error:
         p.error(str(error))
     if importlib.util.find_spec("matplotlib") is None:
         p.error("the pictures need matplotlib: pip install matplotlib")
     stale = out_of_date(sources)
-    if arguments.check:
+    if a.check:
         for path in stale:
             print(f"out of date: {relative(path)}")
         return 1 if stale else 0

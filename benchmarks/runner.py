@@ -512,6 +512,20 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def _generation() -> str:
+    """Family and model: hosts of virtual machines like to name all their processors alike."""
+    found = {}
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                key, _, value = line.partition(":")
+                found.setdefault(key.strip(), value.strip())
+    except OSError:
+        pass
+    named = (("family", "cpu family"), ("model", "model"))
+    return ", ".join(f"{name} {found[key]}" for name, key in named if key in found)
+
+
 def machine() -> dict[str, Any]:
     """Processor, cores, threads, instruction set and load."""
     import torch
@@ -522,6 +536,7 @@ def machine() -> dict[str, Any]:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cpu": _processor(),
+        "generation": _generation(),
         "cores": usable,
         "threads": torch.get_num_threads(),
         "instruction_set": None if kernels is None else kernels.cpu_features()["selected"],

@@ -27,7 +27,19 @@ from benchmarks import (
     weights,
 )
 from benchmarks.race_networks import DEEL, NAMES, ORTHOGONIUM, OURS
-from benchmarks.records import AVX2, OTHER, RACES, ROOT, RUN, Case, Record, cases, load, processor
+from benchmarks.records import (
+    AVX2,
+    HALF,
+    OTHER,
+    RACES,
+    ROOT,
+    RUN,
+    Case,
+    Record,
+    cases,
+    load,
+    processor,
+)
 from benchmarks.runner import show_bytes, show_time
 
 DASH = "–"
@@ -46,20 +58,32 @@ class Sources:
     races_path: Path
     other_path: Path
     avx2_path: Path
+    half_path: Path
     run: Record
     races: Record
     other: Record
     avx2: Record
+    half: Record
 
     @staticmethod
-    def of(run: Path = RUN, race: Path = RACES, other: Path = OTHER, avx2: Path = AVX2) -> Sources:
-        """The four records."""
-        loaded = load(run), races.load(race), load(other), load(avx2)
-        return Sources(run, race, other, avx2, *loaded)
+    def of(
+        run: Path = RUN,
+        race: Path = RACES,
+        other: Path = OTHER,
+        avx2: Path = AVX2,
+        half: Path = HALF,
+    ) -> Sources:
+        """The five records."""
+        loaded = load(run), races.load(race), load(other), load(avx2), load(half)
+        return Sources(run, race, other, avx2, half, *loaded)
 
     def with_avx2(self) -> Sources:
         """The run on the processor that has no more than AVX2 in place of the first."""
         return replace(self, run_path=self.avx2_path, run=self.avx2)
+
+    def with_half(self) -> Sources:
+        """The run on the processor that takes AVX-512 in two halves in place of the first."""
+        return replace(self, run_path=self.half_path, run=self.half)
 
     def pairs(self, benchmark: str) -> list[tuple[Case, Case | None]]:
         """The contests of the run, each with that of the other processor if it has it."""
@@ -151,10 +175,11 @@ def _origin(path: Path, record: Record) -> str:
     machine = record["machine"]
     kind = "a quick run" if record["settings"]["quick"] else "a run"
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    generation = f" ({machine['generation']})" if machine.get("generation") else ""
     return (
         f"From `{relative(path)}`, {kind} of {record['seconds']:.0f} s that finished "
-        f"{record['finished']}: {machine['cpu']}, {machine['cores']} cores, {machine['threads']} "
-        f"threads, {machine['instruction_set']}; {versions}."
+        f"{record['finished']}: {machine['cpu']}{generation}, {machine['cores']} cores, "
+        f"{machine['threads']} threads, {machine['instruction_set']}; {versions}."
     )
 
 
@@ -174,6 +199,11 @@ def other_source(s: Sources) -> str:
 def avx2_source(s: Sources) -> str:
     """Where the figures of the processor without AVX-512 come from."""
     return f"{_origin(s.avx2_path, s.avx2)} {_met(s.avx2)}"
+
+
+def half_source(s: Sources) -> str:
+    """Where the figures of the processor that takes AVX-512 in two halves come from."""
+    return f"{_origin(s.half_path, s.half)} {_met(s.half)}"
 
 
 def relative(path: Path) -> str:
@@ -515,6 +545,9 @@ TABLES: dict[str, Callable[[Sources], str]] = {
     "processors": processors,
     "rates": rates,
     "other peers ahead": other_peers_ahead,
+    "half source": half_source,
+    "half weights": lambda s: one_weight(s.with_half()),
+    "half peers ahead": lambda s: peers_ahead(s.with_half()),
     "narrow source": avx2_source,
     "narrow weights": lambda s: one_weight(s.with_avx2()),
     "narrow spectral": lambda s: spectral_norm(s.with_avx2()),
@@ -531,11 +564,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--races", type=Path, default=RACES, metavar="PATH", help="of time_to_accuracy")
     p.add_argument("--other", type=Path, default=OTHER, metavar="PATH", help="of another processor")
     p.add_argument("--avx2", type=Path, default=AVX2, metavar="PATH", help="of one without AVX-512")
+    p.add_argument("--half", type=Path, default=HALF, metavar="PATH", help="of one with half of it")
     arguments = p.parse_args(argv)
     unknown = [name for name in arguments.names if name not in TABLES]
     if unknown:
         p.error(f"there is no table {unknown[0]!r}; there are {', '.join(TABLES)}")
-    sources = Sources.of(arguments.run, arguments.races, arguments.other, arguments.avx2)
+    a = arguments
+    sources = Sources.of(a.run, a.races, a.other, a.avx2, a.half)
     for name in arguments.names or TABLES:
         print(f"{name}\n\n{TABLES[name](sources)}\n")
     return 0

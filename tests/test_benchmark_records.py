@@ -175,10 +175,12 @@ def sources(
     race: dict[str, Any] | None = None,
     other: dict[str, Any] | None = None,
     avx2: dict[str, Any] | None = None,
+    half: dict[str, Any] | None = None,
 ) -> Sources:
     """Records that are in no file."""
-    paths = (Path("run.json"), Path("races.json"), Path("other.json"), Path("avx2.json"))
-    return Sources(*paths, run, race or races_of(), other or record(), avx2 or record())
+    paths = [Path(f"{name}.json") for name in ("run", "races", "other", "avx2", "half")]
+    others = [found or record() for found in (other, avx2, half)]
+    return Sources(*paths, run, race or races_of(), *others)
 
 
 def lines(text: str) -> list[str]:
@@ -351,6 +353,14 @@ def test_a_third_processor_has_tables_of_its_own() -> None:
     assert tables.headline(third) == tables.headline(found)
 
 
+def test_a_fourth_processor_has_them_too() -> None:
+    found = two_processors()
+    fourth = sources(found.run, half=found.other)
+    assert tables.TABLES["half weights"](fourth) == tables.one_weight(sources(found.other))
+    assert "`half.json`" in tables.TABLES["half source"](fourth)
+    assert tables.headline(fourth) == tables.headline(sources(found.run))
+
+
 def test_the_parts_of_a_step_are_differences() -> None:
     found = [
         contender(steps.FUSED, 10.0),
@@ -416,7 +426,7 @@ def test_another_processor_changes_tables_and_no_pictures(tmp_path: Path) -> Non
     assert {page.name for page in report.out_of_date(shown)} == {"README.md", "performance.md"}
 
 
-COMMITTED = (records.RUN, records.OTHER, records.AVX2)
+COMMITTED = (records.RUN, records.OTHER, records.AVX2, records.HALF)
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.name)
@@ -432,7 +442,8 @@ def test_records_are_of_full_runs_and_say_where_they_stand(path: Path) -> None:
 @pytest.mark.parametrize("path", COMMITTED[1:], ids=lambda path: path.name)
 def test_records_differ_in_the_processor_alone(path: Path) -> None:
     run, other = records.load(records.RUN), records.load(path)
-    assert run["machine"]["instruction_set"] != other["machine"]["instruction_set"]
+    same = run["machine"]["instruction_set"] == other["machine"]["instruction_set"]
+    assert same == (path == records.HALF)
     assert run["versions"] == other["versions"]
     assert run["settings"] == other["settings"]
     assert run["machine"]["threads"] == other["machine"]["threads"]

@@ -267,8 +267,9 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
             largest > 0 || largest != largest ? std::numeric_limits<T>::quiet_NaN() : T(0));
         if (inverse_root) backend.fill(inverse_root, n * n, T(0));
         if (factor) backend.fill(factor, n * n, T(0));
-        info.residual =
-            largest == 0 ? std::sqrt(double(n)) : std::numeric_limits<double>::quiet_NaN();
+        info.residual = std::sqrt(double(n));
+        if (largest != 0)
+            info.residual = info.low = info.high = std::numeric_limits<double>::quiet_NaN();
         return info;
     }
     // R = WᵀW - I keeps the digits of WᵀW only if that is not far below I, and squares of tiny or

@@ -28,14 +28,15 @@ LIPFUSE_DEVICE constexpr double polar_newton_below = 0.5, polar_cubic_below = 0.
 
 // Newton's f(x) = (z x + 1 / (z x)) / (2 top), which leads [l, 1] to [1 / top, 1] with z = 1 / sqrt(l):
 //   f(H) = (z H + P / z) / (2 top),   C' = (z C + P C P / z) / (2 top),   P = H^(-1).
-// Nothing lifts small eigenvalues further for so few products. All three are kept as half; beyond [l, 1] f
-// exceeds 1.
+// Nothing lifts small eigenvalues further for so few products. H and C are kept as half, and P is from then
+// on; beyond [l, 1] f exceeds 1.
 template <class Backend, class T>
-LIPFUSE_DEVICE double newton_step(Backend& backend, double l, const T* p, int64_t n, T* c, T* h) {
+LIPFUSE_DEVICE double newton_step(Backend& backend, double l, T* p, int64_t n, T* c, T* h) {
     const double z = 1 / std::sqrt(l), top = (z + 1 / z) / 2;
     const T keep = T(z / (2 * top)), add = T(1 / (2 * z * top));
     auto mark = backend.mark();
     T* pc = backend.allocate(n * n);
+    backend.keep_half(p, n);
     backend.multiply(backend.half(p, n), backend.half(c, n, Mirror::skew), pc, false);
     auto e = backend.epilogue(c);
     e.acc[0] = add;
@@ -119,13 +120,15 @@ LIPFUSE_DEVICE void damped_inverse(Backend& backend, T* h, double l, int64_t n, 
 }
 
 // Newton's steps as long as they pay, for an H with eigenvalues in [0, 1], which is kept as half like C.
-// The first inverse tells how small they are; those below `cut` are lifted to two thirds of it at least, by
+// `low` is an estimate of the smallest, and the first inverse gives another. As steps diverge beyond [l, 1],
+// and it hardly matters if l is much too small, the lower one counts. Eigenvalues below `cut` are lifted to
+// two thirds of it at least, by
 //   H <- H + cut D⁴,   D = (I + H / cut)^(-1),
 // which leaves alone what is larger. inverse (may be null): `scale` times that of H, whole. Returns where
 // the spectrum begins.
 template <class Backend, class T>
-LIPFUSE_DEVICE double narrow_by_newton(Backend& backend, double cut, int64_t n, T* c, T* h,
-                                       T* inverse, double scale) {
+LIPFUSE_DEVICE double narrow_by_newton(Backend& backend, double low, double cut, int64_t n, T* c,
+                                       T* h, T* inverse, double scale) {
     const T* none = nullptr;
     auto mark = backend.mark();
     T* p = backend.allocate(n * n);
@@ -134,13 +137,12 @@ LIPFUSE_DEVICE double narrow_by_newton(Backend& backend, double cut, int64_t n, 
         backend.complete(p, n);
         backend.invert(p, n, n);
         if (inverse) backend.axpby(n * n, T(scale), p, T(0), none, inverse);
-        backend.keep_half(p, n);
     };
     invert();
-    double l = 1 / largest_ritz_value(backend, backend.half(p, n), 10);
+    double l = 1 / largest_ritz_value(backend, backend.view(p, n, n), 10);
     if (l > 0.9 * cut && l <= 1) {
-        l *= 0.95;  // the estimate comes from above
-    } else {        // H may be singular, up to rounding
+        l = std::min(0.95 * l, low);  // the estimate comes from above
+    } else {                          // H may be singular, up to rounding
         l = 0.64 * cut;
         backend.complete(h, n);
         damped_inverse(backend, h, cut, n, p);
@@ -206,8 +208,8 @@ LIPFUSE_DEVICE void solve_by_chebyshev(Backend& backend, const T* h, const T* c,
 // whatever the forward did. The operator K -> HK + KH has eigenvalues h_i + h_j, known from the
 // forward's estimate, so Chebyshev's iteration needs one product a step and no inner product; wide
 // spectra are narrowed first. Of a good condition, the forward has left a `factor` (or null, or zero) with
-// which two products give K. Singular values below polar_gradient_floor times the largest count
-// as that, which bounds a gradient that is unbounded in theory.
+// which two products give K. Singular values below polar_gradient_floor times the largest count as about
+// that, which bounds a gradient that is unbounded in theory.
 // The tangent gradient takes H = I; a W that was orthogonal already, up to a factor, has an H like that.
 template <class Backend>
 LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Scalar* g,
@@ -248,6 +250,12 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
     // In units of the largest singular value: l is the smallest, or where the gradient is cut off.
     const double cut = std::max(low, polar_gradient_floor * high);
     double l = cut / high;
+    // H / high. Rounding in Q leaves QᵀW a little unsymmetric, and small eigenvalues show it: the mean of
+    // both halves is much closer to H.
+    auto root = [&](T* product, T* h) {
+        side.cross(q, w, product, false);
+        backend.symmetrize(product, T(0.5 / (scale * high)), n, h);
+    };
     // Of a square matrix A itself is of no further use.
     T* spare = square ? a : backend.allocate(n * n);
     T* solution = c;  // times `unit`: K of (scale H) K + K (scale H) = scale (QᵀG - GᵀQ)
@@ -290,10 +298,7 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
             unit = 1 / (scale * high);
             const bool wide = l < (Backend::inverts ? polar_newton_below : polar_cubic_below);
             if (wide) {
-                // Rounding in Q leaves QᵀW a little unsymmetric, and small eigenvalues show it: the mean
-                // of both halves is much closer to H.
-                side.cross(q, w, k, false);
-                backend.symmetrize(k, T(0.5 * unit), n, h);
+                root(k, h);
                 backend.keep_half(h, n);
             } else {
                 auto e = backend.epilogue(h);  // H / high
@@ -304,7 +309,8 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
                 if (wide) {
                     // The forward's inverse comes from WᵀW, of which rounding leaves less.
                     if (!square) inverse_root = inverse = backend.allocate(n * n);
-                    l = narrow_by_newton(backend, polar_gradient_floor, n, c, h, inverse, 1 / high);
+                    l = narrow_by_newton(backend, l, polar_gradient_floor, n, c, h, inverse,
+                                         1 / high);
                 }
             } else if (wide) {
                 backend.complete(h, n);
@@ -327,9 +333,7 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
               1 / (polar_gradient_floor * high))) {
             T* damped = backend.allocate(n * n);
             T* h = backend.allocate(n * n);
-            auto e = backend.epilogue(h);
-            e.acc[0] = T(1 / (scale * high));
-            side.cross(q, w, e, true);
+            root(damped, h);
             damped_inverse(backend, h, polar_gradient_floor, n, damped);
             backend.axpby(n * n, T(1 / high), damped, T(0), none, damped);
             inverse_root = damped;

@@ -24,6 +24,7 @@ struct Rearranged : torch::autograd::Function<Rearranged<Op>> {
         return out;
     }
     static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+        refuse_forward_mode(grads);
         if (!grads[0].defined()) return of_first(3, {});
         const Tensor places = ctx->get_saved_variables()[0];
         const int64_t dim = ctx->saved_data["dim"].toInt();
@@ -79,6 +80,7 @@ struct L2NormPool2d : torch::autograd::Function<L2NormPool2d> {
         return op.call(input, height, width, ceil_mode, scale);
     }
     static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+        refuse_forward_mode(grads);
         if (!grads[0].defined()) return of_first(5, {});
         const Tensor input = ctx->get_saved_variables()[0];
         const auto [height, width, ceil_mode, scale] = Windows::of(ctx);
@@ -107,6 +109,7 @@ struct ScaledAvgPool2d : torch::autograd::Function<ScaledAvgPool2d> {
         return op.call(input, height, width, ceil_mode, scale);
     }
     static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+        refuse_forward_mode(grads);
         if (!grads[0].defined()) return of_first(5, {});
         const int64_t rows = ctx->saved_data["rows"].toInt();
         const int64_t columns = ctx->saved_data["columns"].toInt();

@@ -23,7 +23,7 @@ public:
         const bool wanted = at::GradMode::is_enabled();
         bool with_gradient = false;
         const auto look_at = [&](const Tensor& tensor) {
-            if (tensor._fw_grad(0).defined()) refuse_forward_mode(op.schema().name());
+            refuse_forward_mode(tensor, op.schema().name());
             with_gradient = with_gradient || (wanted && tensor.requires_grad());
         };
         for (const c10::IValue& value : torch::jit::last(*stack, op.schema().arguments().size())) {
@@ -36,13 +36,6 @@ public:
     }
 
 private:
-    // The tangent of a dual number would be lost below autograd: a derivative of zero.
-    static void refuse_forward_mode(const std::string& name) {
-        C10_THROW_ERROR(NotImplementedError, name + refusal);
-    }
-    static constexpr const char* refusal =
-        " has no forward-mode derivative: use reverse mode, or lipfuse.reference.";
-
     c10::SafeKernelFunction with_gradient_;
 };
 

@@ -6,6 +6,8 @@
 // version of torch it was compiled for; any other uses the Python nodes.
 #pragma once
 
+#include <string>
+
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -24,6 +26,19 @@ c10::TypedOperatorHandle<Signature> find(const char* name) {
 
 // Operators are called past autograd, and views of their results are not known as views.
 using Below = at::AutoDispatchBelowADInplaceOrView;
+
+// Below autograd the tangent of a dual number would be lost, which makes a derivative of zero.
+inline void refuse_forward_mode(const Tensor& tensor, const std::string& name) {
+    if (tensor.defined() && tensor._fw_grad(0).defined())
+        C10_THROW_ERROR(NotImplementedError,
+                        name +
+                            " has no forward-mode derivative: use reverse mode, or "
+                            "lipfuse.reference.");
+}
+inline void refuse_forward_mode(const variable_list& grads) {
+    if (at::GradMode::is_enabled()) return;  // differentiated again, by what autograd knows
+    for (const Tensor& grad : grads) refuse_forward_mode(grad, "lipfuse: the gradient");
+}
 
 // A gradient that is to be differentiated again: by a Python function, whose operations are known to
 // autograd or refuse in words.

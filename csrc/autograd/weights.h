@@ -57,6 +57,7 @@ struct OrthogonalWeight : torch::autograd::Function<OrthogonalWeight> {
         return out;
     }
     static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+        refuse_forward_mode(grads);
         if (!grads[0].defined()) return of_first(6, {});
         const variable_list saved = ctx->get_saved_variables();
         const int64_t groups = ctx->saved_data["groups"].toInt();
@@ -101,6 +102,7 @@ struct SpectralWeight : torch::autograd::Function<SpectralWeight> {
         return out;
     }
     static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+        refuse_forward_mode(grads);
         if (!grads[0].defined()) return of_first(5, {});
         const variable_list saved = ctx->get_saved_variables();
         const double eps = ctx->saved_data["eps"].toDouble();
@@ -140,6 +142,7 @@ struct FrobeniusWeight : torch::autograd::Function<FrobeniusWeight> {
         return out;
     }
     static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+        refuse_forward_mode(grads);
         if (!grads[0].defined()) return of_first(4, {});
         const variable_list saved = ctx->get_saved_variables();
         const double eps = ctx->saved_data["eps"].toDouble();
@@ -186,6 +189,7 @@ struct OrthogonalWeights : torch::autograd::Function<OrthogonalWeights> {
         return out;
     }
     static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+        refuse_forward_mode(grads);
         const variable_list saved = ctx->get_saved_variables();
         const Integers groups = ctx->saved_data["groups"].toIntVector();
         const Numbers scales = ctx->saved_data["scales"].toDoubleVector();

@@ -244,6 +244,32 @@ def test_gradient_is_bounded_where_a_singular_value_vanishes(
         assert float(grad.double().norm()) <= 3 * steepest * float(g.double().norm()), shape
 
 
+@pytest.mark.parametrize("least", [0.0, 1e-6])
+def test_gradient_is_bounded_where_its_skew_part_vanishes(least: float, isa: str) -> None:
+    """A weight that is not square has the part outside of its column space all the same."""
+    for seed in range(12):
+        for shape in [(40, 33), (33, 40), (64, 32)]:
+            n = min(shape)
+            values = torch.ones(n, dtype=torch.float64)
+            values[-1] = least
+            left = torch.linalg.qr(tools.matrix("gaussian", (shape[0], n), seed))[0]
+            right = torch.linalg.qr(tools.matrix("gaussian", (shape[1], n), seed + 1))[0]
+            w = ((left * values) @ right.mT).float()
+            q, _ = ops.orthogonalize(w, 1e-4, 1.0)
+            for g in (torch.zeros_like(w), q, w):
+                grad = gradients(w, g, 1e-4)
+                assert float(grad.norm()) <= 1.5 / reference.GRADIENT_FLOOR * float(g.norm())
+            assert not gradients(w, torch.zeros_like(w), 1e-4).any()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("shape", [(4, 4), (5, 3)], ids=str)
+def test_gradient_of_what_is_not_finite_is_nan(value: float, shape: tuple[int, int]) -> None:
+    w = tools.matrix("near", shape).float()
+    w[0, 0] = value
+    assert gradients(w, torch.ones(shape), 1e-4).isnan().all()
+
+
 def test_zero_has_no_gradient_and_recovers(isa: str) -> None:
     """Zero stays zero; one step away from it the result is orthonormal again."""
     for shape in [(5, 5), (7, 4), (4, 7), (1, 1)]:

@@ -328,6 +328,18 @@ def test_functions_refuse_forward_mode(name: str, trained: bool) -> None:
             F.foreach_orthogonalize([w])
 
 
+@pytest.mark.parametrize("name", [n for n in FUNCTIONS if n not in differentiable_twice])
+def test_incoming_gradients_with_a_tangent_are_refused(name: str) -> None:
+    """Of a graph that was made before: its backward is below autograd, where tangents are lost."""
+    w = weight().requires_grad_()
+    functions = [FUNCTIONS[name], lambda x: F.foreach_orthogonalize([x])[0]]
+    for out in [function(w) for function in functions if name != "spectral_norm_bound"]:
+        with forward_ad.dual_level():
+            grad = forward_ad.make_dual(torch.ones_like(out), torch.ones_like(out))
+            with pytest.raises((NotImplementedError, RuntimeError), match=r"forward|jvp"):
+                torch.autograd.grad(out, w, grad)
+
+
 def test_layers_refuse_forward_mode_of_their_parameters() -> None:
     layer = nn.SpectralLinear(4, 4)
     with forward_ad.dual_level():
@@ -348,3 +360,7 @@ def test_inputs_of_a_layer_may_be_dual() -> None:
     assert tangent is not None
     (grad,) = torch.autograd.grad(model(x.requires_grad_()).sum(), x)
     assert torch.allclose(tangent.squeeze(1), grad.sum(1), atol=1e-5)
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled):
+            found = torch.func.jvp(model, (x.detach(),), (torch.ones_like(x),))[1]
+        assert torch.allclose(found, tangent, atol=1e-5)

@@ -243,7 +243,7 @@ def orthogonalize(
     .. math:: \bar W = Q K + (G - Q A) H^{-1}.
 
     K is found to 20 times ``tol``, relative to its norm. The gradient is unbounded where a singular
-    value tends to 0: those below 1e-4 of the largest are treated as that. The tangent gradient
+    value tends to 0: those below 1e-4 of the largest count as about that. The tangent gradient
     takes :math:`H = I`, :math:`\bar W = Q (A - A^\top) / 2 + (G - Q A)`: the gradient projected to
     the tangent space of the orthonormal matrices, exact where W is one. A second derivative is not
     available and says so.

@@ -85,8 +85,8 @@ def transforming() -> bool:
 
 
 def wants_gradient(weight: Tensor) -> bool:
-    """Whether to save what a backward needs; inside a transform, a tensor cannot tell."""
-    return torch.is_grad_enabled() and (weight.requires_grad or transforming())
+    """Whether to save what a backward needs; inside a transform, nothing can tell."""
+    return (torch.is_grad_enabled() and weight.requires_grad) or transforming()
 
 
 def under_autocast(x: Tensor) -> bool:
@@ -199,6 +199,7 @@ def _direct(
         def backward(ctx: Any, *grads: Any) -> Any:
             if torch.is_grad_enabled():  # to be differentiated again
                 return backward(ctx, *grads)
+            refuse_forward_mode(f"{name}_backward", grads)
             with torch._C._AutoDispatchBelowAutograd():
                 return backward(ctx, *grads)
 

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from lipfuse import reference
-from lipfuse.ops._define import define, devices_with_kernels, is_plain, once_differentiable
+from lipfuse.ops._define import (
+    define,
+    devices_with_kernels,
+    is_plain,
+    once_differentiable,
+    refuse_forward_mode,
+)
 
 
 def _fake(
@@ -73,6 +79,7 @@ class _Foreach(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_sigmas: Optional[Tensor], *grads: Optional[Tensor]) -> Any:
+        refuse_forward_mode("lipfuse::foreach_spectral_normalize_backward", (grad_sigmas, *grads))
         sigmas, *tensors = ctx.saved_tensors
         n, eps, scales = ctx.arguments
         out, us, vs = tensors[:n], tensors[n : 2 * n], tensors[2 * n :]

@@ -219,6 +219,7 @@ def gradients(
     tangent: bool,
 ) -> list[Optional[Tensor]]:
     """The gradients of :func:`normalise`, where there are any."""
+    refuse_forward_mode("lipfuse::foreach_orthogonalize_backward", grads)
     info, *tensors = saved
     n = len(grads)
     used = [i for i in range(n) if grads[i] is not None]
