@@ -99,6 +99,8 @@ def orthogonalize_backward(
         return (q @ skew / 2 + (g - q @ a)).contiguous()
     h = q.mT @ weight
     h = (h + h.mT) / 2
+    # Of a weight that is not finite Q is NaN, and so is whatever is made of it below.
+    h = torch.where(each(torch.isfinite(h).all(-1).all(-1)), h, torch.zeros_like(h))
     values, basis = torch.linalg.eigh(h)
     values = torch.maximum(values, GRADIENT_FLOOR * values.amax(-1, keepdim=True).clamp_min(0))
     pairs = values.unsqueeze(-1) + values.unsqueeze(-2)
