@@ -501,20 +501,9 @@ def _sentence(verdict: Mapping[str, Any]) -> str:
 # ---- the machine ---------------------------------------------------------------------------------
 
 
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _generation() -> str:
-    """Family and model: hosts of virtual machines like to name all their processors alike."""
-    found = {}
+def _cpuinfo() -> dict[str, str]:
+    """What Linux says of the first processor; empty elsewhere."""
+    found: dict[str, str] = {}
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             for line in file:
@@ -522,21 +511,26 @@ def _generation() -> str:
                 found.setdefault(key.strip(), value.strip())
     except OSError:
         pass
+    return found
+
+
+def _generation(cpu: Mapping[str, str]) -> str:
+    """Family and model: hosts of virtual machines like to name all their processors alike."""
     named = (("family", "cpu family"), ("model", "model"))
-    return ", ".join(f"{name} {found[key]}" for name, key in named if key in found)
+    return ", ".join(f"{name} {cpu[key]}" for name, key in named if key in cpu)
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, threads, instruction set and load."""
+    """Processor and its generation, cores, threads, instruction set and load."""
     import torch
 
     from lipfuse import _native
 
-    kernels = _native.kernels
+    kernels, cpu = _native.kernels, _cpuinfo()
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "cpu": _processor(),
-        "generation": _generation(),
+        "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
+        "generation": _generation(cpu),
         "cores": usable,
         "threads": torch.get_num_threads(),
         "instruction_set": None if kernels is None else kernels.cpu_features()["selected"],

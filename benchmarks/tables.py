@@ -565,13 +565,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--other", type=Path, default=OTHER, metavar="PATH", help="of another processor")
     p.add_argument("--avx2", type=Path, default=AVX2, metavar="PATH", help="of one without AVX-512")
     p.add_argument("--half", type=Path, default=HALF, metavar="PATH", help="of one with half of it")
-    arguments = p.parse_args(argv)
-    unknown = [name for name in arguments.names if name not in TABLES]
+    a = p.parse_args(argv)
+    unknown = [name for name in a.names if name not in TABLES]
     if unknown:
         p.error(f"there is no table {unknown[0]!r}; there are {', '.join(TABLES)}")
-    a = arguments
     sources = Sources.of(a.run, a.races, a.other, a.avx2, a.half)
-    for name in arguments.names or TABLES:
+    for name in a.names or TABLES:
         print(f"{name}\n\n{TABLES[name](sources)}\n")
     return 0
 

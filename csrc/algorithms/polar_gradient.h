@@ -16,10 +16,10 @@
 namespace lipfuse {
 
 // Ratios of the smallest to the largest eigenvalue of H: below them steps of Newton or cubic ones pay.
-// Singular values below the third, relative to the largest, count as about that: it bounds a gradient that
-// is unbounded in theory.
-LIPFUSE_DEVICE constexpr double polar_newton_below = 0.5, polar_cubic_below = 0.22,
-                                polar_gradient_floor = 1e-4;
+LIPFUSE_DEVICE constexpr double polar_newton_below = 0.5, polar_cubic_below = 0.22;
+// Singular values below this, relative to the largest, count as about that: it bounds a gradient that is
+// unbounded in theory.
+LIPFUSE_DEVICE constexpr double polar_gradient_floor = 1e-4;
 
 // Steps towards a well-conditioned HK + KH = C, for a symmetric H with eigenvalues in [l, 1] and a
 // skew-symmetric C. An odd function f of M = [H C; 0 -H] is [f(H) C'; 0 -f(H)], and has the same
@@ -119,13 +119,31 @@ LIPFUSE_DEVICE void damped_inverse(Backend& backend, T* h, double l, int64_t n, 
     backend.release(mark);
 }
 
-// Newton's steps as long as they pay, for an H with eigenvalues in [0, 1], which is kept as half like C.
-// `low` is an estimate of the smallest, and the first inverse gives another. As steps diverge beyond [l, 1],
-// and it hardly matters if l is much too small, the lower one counts. Eigenvalues below `cut` are lifted to
-// two thirds of it at least, by
-//   H <- H + cut D⁴,   D = (I + H / cut)^(-1),
-// which leaves alone what is larger. inverse (may be null): `scale` times that of H, whole. Returns where
-// the spectrum begins.
+// H <- H + cut D⁴ with D = (I + H / cut)^(-1): leads eigenvalues from 0 to `cut` to two thirds of it at least,
+// and leaves alone what is larger. scratch: n x n.
+template <class Backend, class T>
+LIPFUSE_DEVICE void lift_small_eigenvalues(Backend& backend, double cut, int64_t n, T* h,
+                                           T* scratch) {
+    damped_inverse(backend, h, cut, n, scratch);  // D / cut; it adds `cut` to H
+    auto mark = backend.mark();
+    T* square = backend.allocate(n * n);
+    const auto d = backend.view(scratch, n, n), d2 = backend.view(square, n, n);
+    auto e = backend.epilogue(square);
+    e.acc[0] = T(cut * cut);
+    backend.multiply(d, d, e, true);
+    e = backend.epilogue(h);
+    e.acc[0] = T(cut);
+    e.x[0] = h;
+    e.x0[0] = T(1);
+    e.diagonal[0] = T(-cut);
+    backend.multiply(d2, d2, e, true);
+    backend.release(mark);
+}
+
+// Newton's steps as long as they pay, for an H with eigenvalues in [0, 1], which is kept as half like C; those
+// below `cut` are lifted first. `low` is an estimate of the smallest, and the first inverse gives another. As
+// steps diverge beyond [l, 1], and it hardly matters if l is much too small, the lower one counts.
+// inverse (may be null): `scale` times that of H, whole. Returns where the spectrum begins.
 template <class Backend, class T>
 LIPFUSE_DEVICE double narrow_by_newton(Backend& backend, double low, double cut, int64_t n, T* c,
                                        T* h, T* inverse, double scale) {
@@ -136,35 +154,24 @@ LIPFUSE_DEVICE double narrow_by_newton(Backend& backend, double low, double cut,
         backend.axpby(backend.size_of_half(n), T(1), h, T(0), none, p);
         backend.complete(p, n);
         backend.invert(p, n, n);
-        if (inverse) backend.axpby(n * n, T(scale), p, T(0), none, inverse);
     };
     invert();
     double l = 1 / largest_ritz_value(backend, backend.view(p, n, n), 10);
     if (l > 0.9 * cut && l <= 1) {
         l = std::min(0.95 * l, low);  // the estimate comes from above
     } else {                          // H may be singular, up to rounding
-        l = 0.64 * cut;
         backend.complete(h, n);
-        damped_inverse(backend, h, cut, n, p);
-        const auto below = backend.mark();
-        T* square = backend.allocate(n * n);
-        auto e = backend.epilogue(square);
-        e.acc[0] = T(cut * cut);
-        backend.multiply(backend.view(p, n, n), backend.view(p, n, n), e, true);
-        e = backend.epilogue(h);  // damped_inverse has added `cut`
-        e.acc[0] = T(cut);
-        e.x[0] = h;
-        e.x0[0] = T(1);
-        e.diagonal[0] = T(-cut);
-        backend.multiply(backend.view(square, n, n), backend.view(square, n, n), e, true);
-        backend.release(below);
+        lift_small_eigenvalues(backend, cut, n, h, p);
         backend.keep_half(h, n);
+        l = 0.64 * cut;
         invert();
     }
-    inverse = nullptr;
-    for (l = newton_step(backend, l, p, n, c, h); l < polar_newton_below;
-         l = newton_step(backend, l, p, n, c, h))
+    if (inverse) backend.axpby(n * n, T(scale), p, T(0), none, inverse);
+    l = newton_step(backend, l, p, n, c, h);
+    while (l < polar_newton_below) {
         invert();
+        l = newton_step(backend, l, p, n, c, h);
+    }
     backend.release(mark);
     return l;
 }

@@ -23,7 +23,7 @@ public:
         const bool wanted = at::GradMode::is_enabled();
         bool with_gradient = false;
         const auto look_at = [&](const Tensor& tensor) {
-            refuse_forward_mode(tensor, op.schema().name());
+            refuse_forward_mode(tensor, op.schema().name().c_str());
             with_gradient = with_gradient || (wanted && tensor.requires_grad());
         };
         for (const c10::IValue& value : torch::jit::last(*stack, op.schema().arguments().size())) {

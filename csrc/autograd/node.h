@@ -28,12 +28,11 @@ c10::TypedOperatorHandle<Signature> find(const char* name) {
 using Below = at::AutoDispatchBelowADInplaceOrView;
 
 // Below autograd the tangent of a dual number would be lost, which makes a derivative of zero.
-inline void refuse_forward_mode(const Tensor& tensor, const std::string& name) {
+inline void refuse_forward_mode(const Tensor& tensor, const char* name) {
+    static constexpr const char* refusal =
+        " has no forward-mode derivative: use reverse mode, or lipfuse.reference.";
     if (tensor.defined() && tensor._fw_grad(0).defined())
-        C10_THROW_ERROR(NotImplementedError,
-                        name +
-                            " has no forward-mode derivative: use reverse mode, or "
-                            "lipfuse.reference.");
+        C10_THROW_ERROR(NotImplementedError, std::string(name) + refusal);
 }
 inline void refuse_forward_mode(const variable_list& grads) {
     if (at::GradMode::is_enabled()) return;  // differentiated again, by what autograd knows
