@@ -60,12 +60,14 @@ struct Lift {
 template <class T>
 struct PolarRun {
     const int64_t rows, cols;
-    T *const q, *const inverse_root, *const factor;  // what is wanted; the last two may be null
-    const T* source;  // W times `unit`, and from the first stage on q
-    T* r = nullptr;   // its SᵀS - I, on the smaller side, kept as half
+    T *const q, *const factor;  // what is wanted; the second may be null
+    const T* source;            // W times `unit`, until q is a product of that
+    T* r = nullptr;     // SᵀS - I of what has been reached, on the smaller side, kept as half
+    T* root = nullptr;  // the product of all stages' polynomials, kept as half; null if not wanted
+    bool pending = false;  // source times root is what has been reached, but has not been computed
     double unit = 1;
-    PolarInfo info;
-    Lift lifts[polar_most_stages + 1];  // from the second on; the first stands for no stage
+    PolarInfo info = {};
+    Lift lifts[polar_most_stages + 1] = {};  // from the second on; the first stands for no stage
 };
 
 // Ratios of the smallest to the largest singular value between which an inverse pays: above them a
@@ -83,6 +85,11 @@ LIPFUSE_DEVICE double polar_floor(int64_t n) {
 template <class T>
 LIPFUSE_DEVICE double polar_most_gain(int64_t n) {
     return 1 / (8 * std::numeric_limits<T>::epsilon() * std::sqrt(double(n)));
+}
+
+// Whether what happens on the smaller side only is so much cheaper that stages had better stay there.
+LIPFUSE_DEVICE constexpr bool polar_stays_small(int64_t big, int64_t small) {
+    return big >= 2 * small;
 }
 
 // Whether R = QᵀQ - I of this norm will do: it is small, and in no single direction does the result
@@ -161,19 +168,37 @@ LIPFUSE_DEVICE LIPFUSE_NOINLINE void polar_choose(Backend& backend, double toler
     lift.top *= 1 + 4 * rounding;
 }
 
+// q <- alpha times the source times M, which is kept as half.
+template <class Backend, class T>
+LIPFUSE_DEVICE LIPFUSE_NOINLINE void polar_apply(Backend& backend, PolarRun<T>& run, const T* m,
+                                                 T alpha) {
+    Sided<Backend> side{backend, run.rows, run.cols};
+    const int64_t area = run.rows * run.cols;
+    const T *none = nullptr, *source = run.source;
+    auto mark = backend.mark();
+    if (source == run.q) {  // W M cannot be written over W
+        T* copy = backend.allocate(area);
+        backend.axpby(area, T(1), source, T(0), none, copy);
+        source = copy;
+    }
+    side.apply(source, backend.half(m, side.small), run.q, alpha, T(0), none);
+    backend.release(mark);
+    run.source = run.q;
+}
+
 // Carries it out: W <- W p(S), R with it, the growing root and, after the first stage, the factor.
 template <class Backend, class T>
 LIPFUSE_DEVICE LIPFUSE_NOINLINE void polar_carry_out(Backend& backend, PolarRun<T>& run) {
     Sided<Backend> side{backend, run.rows, run.cols};
-    const int64_t n = side.small, area = run.rows * run.cols;
-    const T *none = nullptr, *source = run.source;
-    T *const q = run.q, *const r = run.r, *const factor = run.factor;
+    const int64_t n = side.small;
+    const T* none = nullptr;
+    T *const q = run.q, *const r = run.r, *const factor = run.factor, *const root = run.root;
     PolarInfo& info = run.info;
     Lift& lift = run.lifts[info.stages + 1];
     auto stage = backend.mark();
     T* p = backend.allocate(n * n);
     // Results are as good as scratch till they are written.
-    const bool first = info.stages == 0, in_result = source != q && !Backend::near_scratch;
+    const bool first = info.stages == 0, in_result = run.source != q && !Backend::near_scratch;
     const bool in_factor = factor && first && !Backend::near_scratch;
     T* scratch[2] = {in_factor ? factor : backend.allocate(n * n), backend.allocate(n * n)};
     if (lift.polynomial) {
@@ -184,32 +209,28 @@ LIPFUSE_DEVICE LIPFUSE_NOINLINE void polar_carry_out(Backend& backend, PolarRun<
                  factors ? factor : nullptr, info.low / info.high);
     } else if constexpr (Backend::inverts) {
         const Halley& f = lift.f;
-        const double root = std::sqrt(lift.high);
+        const double size = std::sqrt(lift.high);
         backend.combine(T(f.c / lift.high), r, n, T(1 + f.c / lift.high), p);
         backend.complete(p, n);
         backend.invert(p, n, n);
         backend.keep_half(p, n);
-        backend.combine(T(f.lift / root), p, n, T(f.b / f.c / root), p);
+        backend.combine(T(f.lift / size), p, n, T(f.b / f.c / size), p);
     }
-    if (T* const inverse_root = run.inverse_root) {
-        if (first) {
-            backend.axpby(backend.size_of_half(n), T(run.unit), p, T(0), none, inverse_root);
-        } else {
-            backend.multiply_half(backend.half(inverse_root, n), backend.half(p, n),
-                                  backend.epilogue(scratch[1]));
-            backend.axpby(backend.size_of_half(n), T(1), scratch[1], T(0), none, inverse_root);
-        }
-    }
-    if (source == q) {  // W p(S) cannot be written over W
-        T* copy = backend.allocate(area);
-        backend.axpby(area, T(1), q, T(0), none, copy);
-        source = copy;
-    }
-    side.apply(source, backend.half(p, n), q, T(1), T(0), none);
+    // p S p costs less than the Gram matrix of a tall result, which then need not be known before the
+    // last stage. Only where S is well conditioned: its rounding errors are multiplied by p².
+    const bool small = polar_stays_small(side.big, n) && lift.l > 0.3;
+    const bool late = run.pending, apply = !small || !(first || late);
+    if (apply && !late) polar_apply(backend, run, static_cast<const T*>(p), T(1));
     allow_rough_products(backend, false);
-    if (side.big >= 2 * n && lift.l > 0.3) {
-        // p S p costs less than the Gram matrix of a tall result. Only where S is well
-        // conditioned: its rounding errors are multiplied by p².
+    if (root) {
+        if (!first)
+            backend.multiply_half(backend.half(root, n), backend.half(p, n),
+                                  backend.epilogue(scratch[1]));
+        backend.axpby(backend.size_of_half(n), T(1), first ? p : scratch[1], T(0), none, root);
+    }
+    if (apply && late) polar_apply(backend, run, static_cast<const T*>(root), T(1));
+    run.pending = !apply;
+    if (small) {
         auto e = backend.epilogue(scratch[1]);  // S p = R p + p
         e.x[0] = p;
         e.x0[0] = T(1);
@@ -222,7 +243,6 @@ LIPFUSE_DEVICE LIPFUSE_NOINLINE void polar_carry_out(Backend& backend, PolarRun<
         backend.release(stage);
         side.deviation(q, r);
     }
-    run.source = q;
     ++info.stages;
     info.residual = std::sqrt(backend.square_of_half(r, n));
 }
@@ -256,7 +276,7 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
     const int64_t n = side.small, area = rows * cols;
     const T* none = nullptr;
     auto mark = backend.mark();
-    PolarRun<T> run{rows, cols, q, inverse_root, factor, w};
+    PolarRun<T> run{rows, cols, q, factor, w};
     PolarInfo& info = run.info;
 
     const double largest = backend.largest(w, area);
@@ -282,6 +302,8 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
     }
 
     run.r = backend.allocate(n * n);
+    run.root =
+        inverse_root || !polar_stays_small(side.big, n) ? inverse_root : backend.allocate(n * n);
     side.deviation(run.source, run.r);
     info.residual = std::sqrt(backend.square_of_half(run.r, n));
     while (!polar_reached(backend, run.r, n, tolerance, info.residual) &&
@@ -293,16 +315,8 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
         if (!(info.residual < 0.7 * before) && lift.l > 0.5 && lift.gain < polar_most_gain<T>(n))
             break;  // rounding level
     }
-    if (info.stages == 0) {  // orthogonal to begin with
-        if (run.source != q) backend.axpby(area, T(1), run.source, T(0), none, q);
-        if (inverse_root) {
-            backend.fill(inverse_root, n * n, T(0));
-            backend.add_diagonal(inverse_root, n, T(run.unit));
-        }
-        info.low = info.high = 1 / run.unit;
-    } else if (inverse_root) {
-        backend.complete(inverse_root, n);
-    }
+    const bool nothing = info.stages == 0;  // it was orthogonal to begin with
+    if (nothing) info.low = info.high = 1 / run.unit;
     const double factored = run.lifts[1].factored;
     if (factored > 0 && info.low == factored)  // no later stage has seen smaller ones
         backend.complete(factor, n);
@@ -313,7 +327,20 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
     // Reached: singular values exceed 1 by no more than the goal allows. Else divide by the bound.
     const double divisor = info.residual <= std::max(tolerance, polar_floor<T>(n)) ? 1 : info.bound;
     info.bound /= divisor;
-    if (scale != divisor) backend.axpby(area, T(scale / divisor), q, T(0), none, q);
+    const T size = T(scale / divisor);
+    if (run.pending)
+        polar_apply(backend, run, static_cast<const T*>(run.root), size);
+    else if (run.source != q || size != 1)
+        backend.axpby(area, size, run.source, T(0), none, q);
+    if (inverse_root && nothing) {
+        backend.fill(inverse_root, n * n, T(0));
+        backend.add_diagonal(inverse_root, n, T(run.unit));
+    } else if (inverse_root) {
+        if (run.unit != 1)
+            backend.axpby(backend.size_of_half(n), T(run.unit), inverse_root, T(0), none,
+                          inverse_root);
+        backend.complete(inverse_root, n);
+    }
     backend.release(mark);
     return info;
 }

@@ -124,9 +124,9 @@ LIPFUSE_DEVICE Interval spectrum(Backend& backend, const View& r, int steps) {
     const double first = 1 + ritz_value(backend, t, 0, accuracy),
                  last = 1 + ritz_value(backend, t, t.size - 1, accuracy);
     if (complete) return {first, last, last};
-    // What remains outside shrinks with the number of steps. At a lower end near zero the margin
-    // says nothing; a fraction of the estimate does.
-    const double margin = 0.35 / t.size * (last - first);
+    // What remains outside shrinks with the square of the number of steps, and is less where the process
+    // ended early. At a lower end near zero the margin says nothing; a fraction of the estimate does.
+    const double margin = std::fmin(0.35, 3.5 / t.size) / t.size * (last - first);
     return {std::fmax(first - margin, 0.3 * first), last + margin, last};
 }
 

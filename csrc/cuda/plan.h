@@ -205,9 +205,10 @@ inline int64_t proof_elements(int64_t n) {
 }
 inline Demand polar_demand(int64_t matrices, int64_t rows, int64_t cols) {
     const int64_t n = std::min(rows, cols);
-    // R, P, two of scratch, and a third or a copy of W; or R and a proof
+    // R, P, two of scratch, and a third or a copy of W; their product, if it is not kept; or R and a proof
+    const int64_t squares = polar_stays_small(std::max(rows, cols), n) ? 5 : 4;
     return product_demand(matrices, rows, cols, 1.5, 2.5, 16,
-                          std::max(4 * n * n + rows * cols, n * n + proof_elements(n)));
+                          std::max(squares * n * n + rows * cols, 2 * n * n + proof_elements(n)));
 }
 inline Demand spectral_bound_demand(int64_t matrices, int64_t rows, int64_t cols) {
     const int64_t n = std::min(rows, cols);
@@ -232,7 +233,7 @@ inline void tabulate(double tolerance, Polynomials& out) {
         out.choice[out.choices++] = p;
     };
     for (double gap = 1e-8; gap < 1e-3; gap *= 4) add(1 - gap);
-    for (double gap = 1e-3; gap < 0.5; gap *= 1.1) add(1 - gap);
+    for (double gap = 1e-3; gap < 0.5; gap *= gap < 0.25 ? 1.1 : 1.03) add(1 - gap);
     for (double l = 0.5; l > 0.017; l /= 1.12) add(l);
     add(0);
     const Minimax* cubic = nullptr;

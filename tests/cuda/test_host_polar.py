@@ -87,6 +87,20 @@ def test_orthogonalize(programs, dtype, products, shape, low, high):
     check(w, g, *results[0][:2], grad, 0.9)
 
 
+@DTYPES
+@pytest.mark.parametrize("low", [0.03, 0.5, 0.88])
+@pytest.mark.parametrize("shape", [(2, 70, 20), (1, 20, 40), (1, 30, 30)], ids=str)
+def test_nothing_saved(programs, dtype, shape, low):
+    """The same result, from scratch that suffices whatever the size of the elements."""
+    w = near_orthogonal(0, *shape, low, 1.45).astype(dtype)
+    for scale in [1.0, 1e-3]:
+        (out, info), (kept, kept_info, _) = (
+            forward(programs, (w * scale).astype(dtype), save=save)[0] for save in (False, True)
+        )
+        assert (out == kept).all() and (info == kept_info).all()
+        assert np.linalg.norm(out[0] - polar_reference(w[0].astype(float))[0]) < 2 * TOL
+
+
 @KINDS
 @pytest.mark.parametrize("low, high", [(0.88, 1.45), (0.88, 1.1), (0.97, 1.03)])
 @pytest.mark.parametrize("shape", [*SHAPES, (3, 12, 12)], ids=str)

@@ -122,6 +122,24 @@ def test_info_tells_the_spectrum() -> None:
         assert (torch.linalg.matrix_norm(q, ord=2) <= bound * (1 + 1e-15)).all()
 
 
+@pytest.mark.parametrize(
+    "shape, low, high, stages",
+    [((n, n), 0.88, 1.45, 1) for n in (64, 256, 512, 768, 1024)]
+    + [((48, 432), 0.86, 1.45, 1), ((48, 432), 0.5, 1.45, 2)],
+    ids=str,
+)
+def test_no_more_stages_than_the_spectrum_takes(
+    shape: tuple[int, int], low: float, high: float, stages: int
+) -> None:
+    """Each costs a product of the whole weight and one on the smaller side at the least."""
+    n = min(shape)
+    left, right = (torch.linalg.qr(tools.matrix("gaussian", (m, n), m))[0] for m in shape)
+    w = ((left * torch.linspace(low, high, n, dtype=torch.float64)) @ right.mT).float()
+    q, _, info = op(w, 1e-4, 1.0, False)
+    assert info[4] == stages
+    assert residual(q) <= 1e-4 + rounding(w)
+
+
 def test_one_matrix_does_not_touch_its_neighbours() -> None:
     w = tools.matrix("near", (4, 9, 6)).float()
     alone = op(w, 1e-4, 1.0, False)[0]
