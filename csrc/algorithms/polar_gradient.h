@@ -17,8 +17,9 @@ namespace lipfuse {
 
 // Ratios of the smallest to the largest eigenvalue of H: below them steps of Newton or cubic ones pay.
 LIPFUSE_DEVICE constexpr double polar_newton_below = 0.49, polar_cubic_below = 0.22;
-// Below this, rounding in Q shows in one half of QᵀW; the mean of both is much closer to H.
-LIPFUSE_DEVICE constexpr double polar_one_half_from = 0.1;
+// Below this, rounding shows: in one half of QᵀW, of which the mean is much closer to H, and in the inverse
+// root that the forward has made from WᵀW.
+LIPFUSE_DEVICE constexpr double polar_exact_below = 0.05;
 // Singular values below this, relative to the largest, count as about that: it bounds a gradient that is
 // unbounded in theory.
 LIPFUSE_DEVICE constexpr double polar_gradient_floor = 1e-4;
@@ -48,6 +49,14 @@ LIPFUSE_DEVICE double newton_step(Backend& backend, double l, T* p, int64_t n, T
     backend.axpby(backend.size_of_half(n), keep, h, add, p, h);
     backend.release(mark);
     return 1 / top;
+}
+
+// p <- H^(-1), whole, for an H that is kept as half.
+template <class Backend, class T>
+LIPFUSE_DEVICE void invert_half(Backend& backend, const T* h, int64_t n, T* p) {
+    backend.axpby(backend.size_of_half(n), T(1), h, T(0), static_cast<const T*>(nullptr), p);
+    backend.complete(p, n);
+    backend.invert(p, n, n);
 }
 
 // A cubic, which rounding hardly notices: f(H) = a H - b H³ and C' = a C - b (H²C - HCH + CH²). Three
@@ -147,17 +156,10 @@ LIPFUSE_DEVICE void lift_small_eigenvalues(Backend& backend, double cut, int64_t
 // can: there it is one of WᵀW, and steps of Lanczos resolve the largest.
 // inverse (may be null): `scale` times that of H, whole. Returns where the spectrum begins.
 template <class Backend, class T>
-LIPFUSE_DEVICE double narrow_by_newton(Backend& backend, double cut, int64_t n, T* c, T* h,
+LIPFUSE_DEVICE double narrow_by_newton(Backend& backend, double cut, int64_t n, T* c, T* h, T* p,
                                        T* inverse, double scale) {
     const T* none = nullptr;
     auto mark = backend.mark();
-    T* p = backend.allocate(n * n);
-    auto invert = [&] {
-        backend.axpby(backend.size_of_half(n), T(1), h, T(0), none, p);
-        backend.complete(p, n);
-        backend.invert(p, n, n);
-    };
-    invert();
     double l = 1 / largest_ritz_value(backend, backend.view(p, n, n), 10);
     if (l > 0.9 * cut && l <= 1) {
         l *= 0.9;  // it comes from above, by 6 % at the most in any spectrum that was tried
@@ -166,12 +168,12 @@ LIPFUSE_DEVICE double narrow_by_newton(Backend& backend, double cut, int64_t n, 
         lift_small_eigenvalues(backend, cut, n, h, p);
         backend.keep_half(h, n);
         l = 0.64 * cut;
-        invert();
+        invert_half(backend, h, n, p);
     }
     if (inverse) backend.axpby(n * n, T(scale), p, T(0), none, inverse);
     l = newton_step(backend, l, p, n, c, h);
     while (l < polar_newton_below) {
-        invert();
+        invert_half(backend, h, n, p);
         l = newton_step(backend, l, p, n, c, h);
     }
     backend.release(mark);
@@ -290,11 +292,12 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
         const bool in_result = square && !Backend::near_scratch;
         T* product = in_result ? out : spare;
         T* previous = in_result ? spare : backend.allocate(n * n);
-        bool by_inverse = false;
-        if constexpr (Backend::inverts) by_inverse = !square && l >= polar_cubic_below;
-        if (by_inverse) {
-            // P = H⁻¹ is there already, and PK + KP = PCP costs less than H does: H <- cut P, whose
-            // eigenvalues lie in [l, 1] as well, and C <- HCH.
+        // P = H⁻¹ may be there already.
+        const bool wide = l < (Backend::inverts ? polar_newton_below : polar_cubic_below),
+                   known = Backend::inverts && !square && l >= polar_exact_below;
+        if (known && !wide) {
+            // PK + KP = PCP costs less than H does: H <- cut P, whose eigenvalues lie in [l, 1] as well,
+            // and C <- HCH.
             if constexpr (Backend::inverts) {
                 backend.axpby(n * n, T(cut), inverse_root, T(0), none, h);
                 backend.keep_half(h, n);
@@ -305,20 +308,31 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
             unit = 1 / (scale * cut);
         } else {
             unit = 1 / (scale * high);
-            const bool wide = l < (Backend::inverts ? polar_newton_below : polar_cubic_below);
-            if (l < polar_one_half_from) {
+            const bool invert = known && polar_stays_small(side.big, n);  // less than what H costs
+            if (l < polar_exact_below) {
                 root(k, h);
                 backend.keep_half(h, n);
-            } else {
+            } else if (!invert) {
                 auto e = backend.epilogue(h);  // H / high
                 e.acc[0] = T(unit);
                 side.cross_half(q, w, e);
             }
             if constexpr (Backend::inverts) {
                 if (wide) {
-                    // The forward's inverse comes from WᵀW, of which rounding leaves less.
-                    if (!square) inverse_root = inverse = backend.allocate(n * n);
-                    l = narrow_by_newton(backend, polar_gradient_floor, n, c, h, inverse, 1 / high);
+                    T* p = backend.allocate(n * n);
+                    if (known) {
+                        backend.axpby(n * n, T(high), inverse_root, T(0), none, p);
+                    } else {
+                        invert_half(backend, h, n, p);
+                        if (!square) inverse_root = inverse = backend.allocate(n * n);
+                    }
+                    if (invert) {
+                        backend.axpby(n * n, T(1), p, T(0), none, h);
+                        backend.invert(h, n, n);
+                        backend.keep_half(h, n);
+                    }
+                    l = narrow_by_newton(backend, polar_gradient_floor, n, c, h, p, inverse,
+                                         1 / high);
                 }
             } else if (wide) {
                 backend.complete(h, n);
