@@ -65,6 +65,7 @@ struct PolarRun {
     T* r = nullptr;     // SᵀS - I of what has been reached, on the smaller side, kept as half
     T* root = nullptr;  // the product of all stages' polynomials, kept as half; null if not wanted
     bool pending = false;  // source times root is what has been reached, but has not been computed
+    double unseen = 0;     // what rounding may have left of it that r does not show
     double unit = 1;
     PolarInfo info = {};
     Lift lifts[polar_most_stages + 1] = {};  // from the second on; the first stands for no stage
@@ -79,6 +80,13 @@ LIPFUSE_DEVICE constexpr double polar_overshoot = 1e-5;
 template <class T>
 LIPFUSE_DEVICE double polar_floor(int64_t n) {
     return 0.5 * std::numeric_limits<T>::epsilon() * double(n);
+}
+
+// What it adds, at the most in any spectrum that was tried, to what is left after a stage whose result was
+// not multiplied out and measured.
+template <class T>
+LIPFUSE_DEVICE double polar_unseen(int64_t n) {
+    return 0.45 * std::numeric_limits<T>::epsilon() * double(n);
 }
 
 // A singular value this far below the largest is rounding noise; it is not blown up to 1.
@@ -188,7 +196,8 @@ LIPFUSE_DEVICE LIPFUSE_NOINLINE void polar_apply(Backend& backend, PolarRun<T>& 
 
 // Carries it out: W <- W p(S), R with it, the growing root and, after the first stage, the factor.
 template <class Backend, class T>
-LIPFUSE_DEVICE LIPFUSE_NOINLINE void polar_carry_out(Backend& backend, PolarRun<T>& run) {
+LIPFUSE_DEVICE LIPFUSE_NOINLINE void polar_carry_out(Backend& backend, double tolerance,
+                                                     PolarRun<T>& run) {
     Sided<Backend> side{backend, run.rows, run.cols};
     const int64_t n = side.small;
     const T* none = nullptr;
@@ -218,7 +227,9 @@ LIPFUSE_DEVICE LIPFUSE_NOINLINE void polar_carry_out(Backend& backend, PolarRun<
     }
     // p S p costs less than the Gram matrix of a tall result, which then need not be known before the
     // last stage. Only where S is well conditioned: its rounding errors are multiplied by p².
-    const bool small = polar_stays_small(side.big, n) && lift.l > 0.3;
+    const double unseen = run.unseen + polar_unseen<T>(n);
+    const bool small = polar_stays_small(side.big, n) && lift.l > 0.3 && unseen <= 0.5 * tolerance;
+    run.unseen = small ? unseen : 0;
     const bool late = run.pending, apply = !small || !(first || late);
     if (apply && !late) polar_apply(backend, run, static_cast<const T*>(p), T(1));
     allow_rough_products(backend, false);
@@ -244,7 +255,7 @@ LIPFUSE_DEVICE LIPFUSE_NOINLINE void polar_carry_out(Backend& backend, PolarRun<
         side.deviation(q, r);
     }
     ++info.stages;
-    info.residual = std::sqrt(backend.square_of_half(r, n));
+    info.residual = std::hypot(std::sqrt(backend.square_of_half(r, n)), run.unseen);
 }
 
 // What no eigenvalue of R = QᵀQ - I exceeds: its norm. Where a null space keeps that large, a
@@ -310,7 +321,7 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
            info.stages < polar_most_stages && !run.lifts[info.stages].polishes) {
         const double before = info.residual;
         polar_choose(backend, tolerance, run);
-        polar_carry_out(backend, run);
+        polar_carry_out(backend, tolerance, run);
         const Lift& lift = run.lifts[info.stages];
         if (!(info.residual < 0.7 * before) && lift.l > 0.5 && lift.gain < polar_most_gain<T>(n))
             break;  // rounding level
@@ -323,7 +334,8 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
     else if (factor)
         backend.fill(factor, n * n, T(0));
     const double excess = polar_excess(backend, run.r, n, info.residual);
-    info.bound = std::sqrt(1 + excess + 2 * rounding * std::sqrt(double(n)));
+    info.bound = std::sqrt(1 + excess + 2 * rounding * std::sqrt(double(n)) +
+                           3 * run.unseen / std::sqrt(double(n)));
     // Reached: singular values exceed 1 by no more than the goal allows. Else divide by the bound.
     const double divisor = info.residual <= std::max(tolerance, polar_floor<T>(n)) ? 1 : info.bound;
     info.bound /= divisor;

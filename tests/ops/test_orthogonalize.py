@@ -140,6 +140,20 @@ def test_no_more_stages_than_the_spectrum_takes(
     assert residual(q) <= 1e-4 + rounding(w)
 
 
+@pytest.mark.parametrize("low", [0.35, 0.5, 0.88])
+@pytest.mark.parametrize("shape", [(32, 96), (576, 64), (128, 1152), (256, 600)], ids=str)
+def test_residual_of_a_tall_weight_is_no_illusion(
+    shape: tuple[int, int], low: float, isa: str
+) -> None:
+    """It comes from products on the smaller side, of which rounding is allowed for."""
+    n = min(shape)
+    left, right = (torch.linalg.qr(tools.matrix("gaussian", (m, n), m))[0] for m in shape)
+    w = ((left * torch.linspace(low, 1, n, dtype=torch.float64)) @ right.mT).float()
+    q, _, info = op(w, 1e-4, 1.0, False)
+    assert residual(q) <= 1.2 * info[2] + torch.finfo(torch.float32).eps * math.sqrt(n)
+    assert torch.linalg.matrix_norm(q.double(), ord=2) <= info[3]
+
+
 def test_one_matrix_does_not_touch_its_neighbours() -> None:
     w = tools.matrix("near", (4, 9, 6)).float()
     alone = op(w, 1e-4, 1.0, False)[0]
