@@ -212,8 +212,8 @@ private:
     MinimaxTable() {
         for (int degree : {1, 2, 4, 8}) {
             std::vector<Minimax> row;
-            // 1 - l from 1e-8 to 1/2, then l down to 1/60, in steps of 5 and 12 %. Degree 8 has nothing
-            // above it, and 5 % more of a gap is an error 1.7 times as large.
+            // 1 - l from 1e-8 to 1/2, in steps of 5 % or 1 %, then l down to 1/60, in steps of 12 %. Of
+            // degree 8, above which there is nothing, 5 % more of a gap is an error 1.7 times as large.
             const double step = degree == 8 ? 1.01 : 1.05;
             std::vector<double> ends;
             for (double gap = 1e-8; gap < 1e-3; gap *= 4) ends.push_back(1 - gap);

@@ -5,7 +5,7 @@
 // polynomial p with sqrt(x) p(x) = 1 on the spectrum of S gives Q = W p(S). One polynomial does
 // where W is nearly orthogonal; wide spectra take several stages, rational ones first where the
 // backend can invert, each followed by a fresh S, which also certifies what was reached: the distance
-// of S = QᵀQ from I is measured, never assumed.
+// of S = QᵀQ from I is measured, or computed with an allowance for rounding, never assumed.
 #pragma once
 
 #include <algorithm>
@@ -65,7 +65,7 @@ struct PolarRun {
     T* r = nullptr;     // SᵀS - I of what has been reached, on the smaller side, kept as half
     T* root = nullptr;  // the product of all stages' polynomials, kept as half; null if not wanted
     bool pending = false;  // source times root is what has been reached, but has not been computed
-    double unseen = 0;     // what rounding may have left of it that r does not show
+    double unseen = 0;     // what rounding hides of it, because r was not measured
     double unit = 1;
     PolarInfo info = {};
     Lift lifts[polar_most_stages + 1] = {};  // from the second on; the first stands for no stage
@@ -76,17 +76,21 @@ struct PolarRun {
 LIPFUSE_DEVICE constexpr double polar_rational_from = 0.01, polar_rational_below = 0.22;
 LIPFUSE_DEVICE constexpr double polar_overshoot = 1e-5;
 
-// What rounding alone leaves of ‖I - QᵀQ‖_F.
+// What rounding alone leaves of ‖I - QᵀQ‖_F, or hides of it: that of sums of n and of `big` terms.
 template <class T>
-LIPFUSE_DEVICE double polar_floor(int64_t n) {
-    return 0.5 * std::numeric_limits<T>::epsilon() * double(n);
+LIPFUSE_DEVICE double polar_floor(int64_t n, int64_t big) {
+    return std::numeric_limits<T>::epsilon() *
+           std::hypot(0.5 * double(n), 0.25 * std::sqrt(double(big) * double(n + 4)));
 }
 
-// What it adds, at the most in any spectrum that was tried, to what is left after a stage whose result was
-// not multiplied out and measured.
+// What it hides, in nearly all spectra that were tried, of the result of a stage on [l, 1] that was not
+// multiplied out and measured; `before`: of what the stage began with, zero if that was measured.
 template <class T>
-LIPFUSE_DEVICE double polar_unseen(int64_t n) {
-    return 0.45 * std::numeric_limits<T>::epsilon() * double(n);
+LIPFUSE_DEVICE double polar_unseen(int64_t n, int64_t big, double l, double before) {
+    constexpr double rounding = std::numeric_limits<T>::epsilon();
+    const double step = 0.2 * double(n + 8);
+    if (before > 0) return before + rounding * step / l;
+    return rounding * std::hypot(step, 0.13 * std::sqrt(double(big) * double(n + 4))) / l;
 }
 
 // A singular value this far below the largest is rounding noise; it is not blown up to 1.
@@ -105,8 +109,8 @@ LIPFUSE_DEVICE constexpr bool polar_stays_small(int64_t big, int64_t small) {
 template <class Backend>
 LIPFUSE_DEVICE LIPFUSE_NOINLINE bool polar_reached(Backend& backend,
                                                    const typename Backend::Scalar* r, int64_t n,
-                                                   double tolerance, double residual) {
-    const double floor = polar_floor<typename Backend::Scalar>(n);
+                                                   double floor, double tolerance,
+                                                   double residual) {
     if (residual > std::max(tolerance, floor)) return false;
     const double overshoot = 2 * std::max(std::min(tolerance, polar_overshoot), floor);
     return residual <= overshoot ||
@@ -178,8 +182,8 @@ LIPFUSE_DEVICE LIPFUSE_NOINLINE void polar_choose(Backend& backend, double toler
 
 // q <- alpha times the source times M, which is kept as half.
 template <class Backend, class T>
-LIPFUSE_DEVICE LIPFUSE_NOINLINE void polar_apply(Backend& backend, PolarRun<T>& run, const T* m,
-                                                 T alpha) {
+LIPFUSE_DEVICE LIPFUSE_NOINLINE void polar_apply(Backend& backend, PolarRun<T>& run,
+                                                 const typename Backend::Scalar* m, T alpha) {
     Sided<Backend> side{backend, run.rows, run.cols};
     const int64_t area = run.rows * run.cols;
     const T *none = nullptr, *source = run.source;
@@ -204,6 +208,11 @@ LIPFUSE_DEVICE LIPFUSE_NOINLINE void polar_carry_out(Backend& backend, double to
     T *const q = run.q, *const r = run.r, *const factor = run.factor, *const root = run.root;
     PolarInfo& info = run.info;
     Lift& lift = run.lifts[info.stages + 1];
+    // p S p costs less than the Gram matrix of a tall result, which then need not be known before the
+    // last stage. Only where S is well conditioned: its rounding errors are multiplied by p².
+    const double unseen = polar_unseen<T>(n, side.big, lift.l, run.unseen);
+    const bool small = polar_stays_small(side.big, n) && lift.l > 0.3 && unseen <= 0.6 * tolerance;
+    run.unseen = small ? unseen : 0;
     auto stage = backend.mark();
     T* p = backend.allocate(n * n);
     // Results are as good as scratch till they are written.
@@ -211,7 +220,7 @@ LIPFUSE_DEVICE LIPFUSE_NOINLINE void polar_carry_out(Backend& backend, double to
     const bool in_factor = factor && first && !Backend::near_scratch;
     T* scratch[2] = {in_factor ? factor : backend.allocate(n * n), backend.allocate(n * n)};
     if (lift.polynomial) {
-        allow_rough_products(backend, lift.rough);
+        allow_rough_products(backend, lift.rough && !small);  // errors must be measured
         const bool factors = factor && first && info.low >= separable_from * info.high;
         if (factors) lift.factored = info.low;
         evaluate(backend, *lift.polynomial, lift.high, r, n, &p, scratch, in_result ? q : nullptr,
@@ -225,13 +234,8 @@ LIPFUSE_DEVICE LIPFUSE_NOINLINE void polar_carry_out(Backend& backend, double to
         backend.keep_half(p, n);
         backend.combine(T(f.lift / size), p, n, T(f.b / f.c / size), p);
     }
-    // p S p costs less than the Gram matrix of a tall result, which then need not be known before the
-    // last stage. Only where S is well conditioned: its rounding errors are multiplied by p².
-    const double unseen = run.unseen + polar_unseen<T>(n);
-    const bool small = polar_stays_small(side.big, n) && lift.l > 0.3 && unseen <= 0.5 * tolerance;
-    run.unseen = small ? unseen : 0;
     const bool late = run.pending, apply = !small || !(first || late);
-    if (apply && !late) polar_apply(backend, run, static_cast<const T*>(p), T(1));
+    if (apply && !late) polar_apply(backend, run, p, T(1));
     allow_rough_products(backend, false);
     if (root) {
         if (!first)
@@ -239,7 +243,7 @@ LIPFUSE_DEVICE LIPFUSE_NOINLINE void polar_carry_out(Backend& backend, double to
                                   backend.epilogue(scratch[1]));
         backend.axpby(backend.size_of_half(n), T(1), first ? p : scratch[1], T(0), none, root);
     }
-    if (apply && late) polar_apply(backend, run, static_cast<const T*>(root), T(1));
+    if (apply && late) polar_apply(backend, run, root, T(1));
     run.pending = !apply;
     if (small) {
         auto e = backend.epilogue(scratch[1]);  // S p = R p + p
@@ -262,11 +266,11 @@ LIPFUSE_DEVICE LIPFUSE_NOINLINE void polar_carry_out(Backend& backend, double to
 // Cholesky factorisation proves what the polynomials promise. R may be made a whole matrix.
 template <class Backend>
 LIPFUSE_DEVICE LIPFUSE_NOINLINE double polar_excess(Backend& backend, typename Backend::Scalar* r,
-                                                    int64_t n, double residual) {
+                                                    int64_t n, double floor, double residual) {
     using T = typename Backend::Scalar;
     if (residual > 1e-2) {
         backend.complete(r, n);
-        for (double x = 4 * polar_floor<T>(n); x < residual; x = std::max(4 * x, 1e-5))
+        for (double x = 4 * floor; x < residual; x = std::max(4 * x, 1e-5))
             if (lies_below(backend, static_cast<const T*>(r), n, x)) return x;
     }
     return residual;
@@ -289,6 +293,7 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
     auto mark = backend.mark();
     PolarRun<T> run{rows, cols, q, factor, w};
     PolarInfo& info = run.info;
+    const double floor = polar_floor<T>(n, side.big);
 
     const double largest = backend.largest(w, area);
     if (!(largest > 0) || !std::isfinite(largest)) {
@@ -317,7 +322,7 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
         inverse_root || !polar_stays_small(side.big, n) ? inverse_root : backend.allocate(n * n);
     side.deviation(run.source, run.r);
     info.residual = std::sqrt(backend.square_of_half(run.r, n));
-    while (!polar_reached(backend, run.r, n, tolerance, info.residual) &&
+    while (!polar_reached(backend, run.r, n, floor, tolerance, info.residual) &&
            info.stages < polar_most_stages && !run.lifts[info.stages].polishes) {
         const double before = info.residual;
         polar_choose(backend, tolerance, run);
@@ -333,15 +338,20 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
         backend.complete(factor, n);
     else if (factor)
         backend.fill(factor, n * n, T(0));
-    const double excess = polar_excess(backend, run.r, n, info.residual);
-    info.bound = std::sqrt(1 + excess + 2 * rounding * std::sqrt(double(n)) +
-                           3 * run.unseen / std::sqrt(double(n)));
-    // Reached: singular values exceed 1 by no more than the goal allows. Else divide by the bound.
-    const double divisor = info.residual <= std::max(tolerance, polar_floor<T>(n)) ? 1 : info.bound;
-    info.bound /= divisor;
+    const double excess = polar_excess(backend, run.r, n, floor, info.residual);
+    const double rounded =
+        3 * run.unseen / std::sqrt(double(n)) +
+        rounding * (4 + 2 * std::sqrt(double(n)) + 0.6 * std::sqrt(double(side.big)));
+    // Reached: singular values exceed 1 by no more than the goal allows. Else divide by what is left.
+    double divisor = 1;
+    if (info.residual > std::max(tolerance, floor)) {
+        divisor = std::sqrt(1 + excess);
+        info.residual += excess * std::sqrt(double(n));
+    }
+    info.bound = std::sqrt(1 + excess + rounded) / divisor;
     const T size = T(scale / divisor);
     if (run.pending)
-        polar_apply(backend, run, static_cast<const T*>(run.root), size);
+        polar_apply(backend, run, run.root, size);
     else if (run.source != q || size != 1)
         backend.axpby(area, size, run.source, T(0), none, q);
     if (inverse_root && nothing) {

@@ -154,12 +154,11 @@ LIPFUSE_DEVICE void lift_small_eigenvalues(Backend& backend, double cut, int64_t
 // Newton's steps as long as they pay, for an H with eigenvalues in [0, 1], which is kept as half like C; those
 // below `cut` are lifted first. The first inverse tells which is the smallest, much better than the forward
 // can: there it is one of WᵀW, and steps of Lanczos resolve the largest.
-// inverse (may be null): `scale` times that of H, whole. Returns where the spectrum begins.
+// p: H^(-1), whole, which is overwritten. inverse (may be null): gets `scale` times that of the H whose small
+// eigenvalues were lifted. Returns where the spectrum begins.
 template <class Backend, class T>
 LIPFUSE_DEVICE double narrow_by_newton(Backend& backend, double cut, int64_t n, T* c, T* h, T* p,
                                        T* inverse, double scale) {
-    const T* none = nullptr;
-    auto mark = backend.mark();
     double l = 1 / largest_ritz_value(backend, backend.view(p, n, n), 10);
     if (l > 0.9 * cut && l <= 1) {
         l *= 0.9;  // it comes from above, by 6 % at the most in any spectrum that was tried
@@ -170,13 +169,12 @@ LIPFUSE_DEVICE double narrow_by_newton(Backend& backend, double cut, int64_t n, 
         l = 0.64 * cut;
         invert_half(backend, h, n, p);
     }
-    if (inverse) backend.axpby(n * n, T(scale), p, T(0), none, inverse);
+    if (inverse) backend.axpby(n * n, T(scale), p, T(0), static_cast<const T*>(nullptr), inverse);
     l = newton_step(backend, l, p, n, c, h);
     while (l < polar_newton_below) {
         invert_half(backend, h, n, p);
         l = newton_step(backend, l, p, n, c, h);
     }
-    backend.release(mark);
     return l;
 }
 

@@ -15,7 +15,7 @@
 
 namespace lipfuse::cuda {
 
-constexpr int most_polynomials = 136;
+constexpr int most_polynomials = 122;
 constexpr int panel_width = 32;  // of Cholesky's factorisation
 
 // The polynomials for one tolerance, made on the host and handed over with the launch: entry i

@@ -227,8 +227,9 @@ inline void tabulate(double tolerance, Polynomials& out) {
     const Minimax* last = nullptr;
     auto add = [&](double l) {
         const Minimax& p = table.choose(l, tolerance);
-        if (&p == last || out.choices == most_polynomials) return;
+        if (&p == last) return;
         last = &p;
+        if (out.choices == most_polynomials) --out.choices;  // the last has to serve every l below
         out.low[out.choices] = p.l;
         out.choice[out.choices++] = p;
     };

@@ -177,6 +177,21 @@ def test_rough_products_end_with_a_step_in_float32(programs, low):
     check(w, g, out, info, grad, 1.0, product=2**-17)
 
 
+@pytest.mark.parametrize("low", [0.05, 0.35, 0.5])
+@pytest.mark.parametrize("products", ["rough", "split"])
+def test_the_residual_of_a_tall_weight_is_no_illusion(programs, products, low):
+    """Rough products are for results that are measured afterwards, and here they are not."""
+    values = np.linspace(low, 1, 96)
+    for shape in [(256, 96), (96, 256)]:
+        w = near_orthogonal(0, 1, *shape, 1.0, 1.0)
+        u, _, vh = np.linalg.svd(w[0], full_matrices=False)
+        w = ((u * values) @ vh)[None].astype(np.float32)
+        ((out, info),) = forward(programs, w, save=False, products=products)
+        left = np.linalg.norm(gram(out[0].astype(float)) - np.eye(96))
+        assert left <= 1.2 * info[0, 2] + 1e-6
+        assert np.linalg.norm(out[0].astype(float), 2) <= info[0, 3]
+
+
 @DTYPES
 def test_orthogonalize_is_not_fooled(programs, dtype):
     w = random(0, 4, 24, 40).astype(dtype)

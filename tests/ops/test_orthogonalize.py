@@ -141,7 +141,11 @@ def test_no_more_stages_than_the_spectrum_takes(
 
 
 @pytest.mark.parametrize("low", [0.35, 0.5, 0.88])
-@pytest.mark.parametrize("shape", [(32, 96), (576, 64), (128, 1152), (256, 600)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(4000, 2), (32, 96), (576, 64), (128, 1152), (256, 600), (20000, 4), (20000, 16)],
+    ids=str,
+)
 def test_residual_of_a_tall_weight_is_no_illusion(
     shape: tuple[int, int], low: float, isa: str
 ) -> None:

@@ -233,9 +233,9 @@ def orthogonalize(
 
     What Björck's iteration converges to, for every matrix and at any scale, from polynomials of the
     Gram matrix that fit its spectrum. :math:`\|I - Q^\top Q\|_F \le` ``tol`` (or what rounding
-    leaves, about :math:`n\,\epsilon / 2`) is measured, not assumed; no singular value exceeds 1 by
-    more than 1e-5 and rounding. Singular values of W that rounding cannot tell from zero stay below
-    1; zero stays zero; NaN or infinity make the whole result NaN.
+    leaves, about :math:`n\,\epsilon / 2`) is measured, with an allowance for rounding, not assumed;
+    no singular value exceeds 1 by more than 1e-5 and rounding. Singular values of W that rounding
+    cannot tell from zero stay below 1; zero stays zero; NaN or infinity make the whole result NaN.
 
     The exact gradient is that of the polar factor itself: with :math:`A = Q^\top G`,
     :math:`H = Q^\top W` and K the solution of :math:`HK + KH = A - A^\top`,
