@@ -276,6 +276,48 @@ LIPFUSE_DEVICE LIPFUSE_NOINLINE double polar_excess(Backend& backend, typename B
     return residual;
 }
 
+// The bound, and what is still to be written: the result and what its gradient wants.
+template <class Backend, class T>
+LIPFUSE_DEVICE LIPFUSE_NOINLINE void polar_finish(Backend& backend, double tolerance, double scale,
+                                                  T* inverse_root, PolarRun<T>& run) {
+    constexpr double rounding = std::numeric_limits<T>::epsilon();
+    const int64_t n = std::min(run.rows, run.cols), big = std::max(run.rows, run.cols);
+    const double root = std::sqrt(double(n)), floor = polar_floor<T>(n, big);
+    const T* none = nullptr;
+    PolarInfo& info = run.info;
+    const bool nothing = info.stages == 0;  // it was orthogonal to begin with
+    if (nothing) info.low = info.high = 1 / run.unit;
+    const double factored = run.lifts[1].factored;
+    if (factored > 0 && info.low == factored)  // no later stage has seen smaller ones
+        backend.complete(run.factor, n);
+    else if (run.factor)
+        backend.fill(run.factor, n * n, T(0));
+    const double excess = polar_excess(backend, run.r, n, floor, info.residual);
+    const double rounded =
+        3 * run.unseen / root + rounding * (4 + 2 * root + 0.6 * std::sqrt(double(big)));
+    // Reached: singular values exceed 1 by no more than the goal allows. Else divide by what is left.
+    double divisor = 1;
+    if (info.residual > std::max(tolerance, floor)) {
+        divisor = std::sqrt(1 + excess);
+        info.residual += excess * root;
+    }
+    info.bound = std::sqrt(1 + excess + rounded) / divisor;
+    const T size = T(scale / divisor);
+    if (run.pending)
+        polar_apply(backend, run, run.root, size);
+    else if (run.source != run.q || size != 1)
+        backend.axpby(run.rows * run.cols, size, run.source, T(0), none, run.q);
+    if (inverse_root && nothing) {
+        backend.fill(inverse_root, n * n, T(0));
+        backend.add_diagonal(inverse_root, n, T(run.unit));
+    } else if (inverse_root) {
+        if (run.unit != 1)
+            backend.axpby(backend.size_of_half(n), T(run.unit), inverse_root, T(0), none,
+                          inverse_root);
+        backend.complete(inverse_root, n);
+    }
+}
+
 // q <- scale * Q. Singular values of Q stay below 1 + polar_overshoot + rounding.
 // inverse_root (small x small, may be null): (WᵀW)^(-1/2), which the gradient of a matrix that is
 // not square needs. factor (the same): F of separable.h, of the root of WᵀW, which spares the gradient
@@ -286,10 +328,8 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
                                typename Backend::Scalar* q, typename Backend::Scalar* inverse_root,
                                typename Backend::Scalar* factor = nullptr) {
     using T = typename Backend::Scalar;
-    constexpr double rounding = std::numeric_limits<T>::epsilon();
     Sided<Backend> side{backend, rows, cols};
     const int64_t n = side.small, area = rows * cols;
-    const T* none = nullptr;
     auto mark = backend.mark();
     PolarRun<T> run{rows, cols, q, factor, w};
     PolarInfo& info = run.info;
@@ -305,7 +345,8 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
         if (factor) backend.fill(factor, n * n, T(0));
         info.residual = std::sqrt(double(n));
         if (largest != 0)
-            info.residual = info.low = info.high = std::numeric_limits<double>::quiet_NaN();
+            info.residual = info.low = info.high = info.bound =
+                std::numeric_limits<double>::quiet_NaN();
         return info;
     }
     // R = WᵀW - I keeps the digits of WᵀW only if that is not far below I, and squares of tiny or
@@ -313,7 +354,7 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
     const double typical = largest / std::sqrt(double(n));
     if (typical < 0.5 || typical > 2) {
         run.unit = std::ldexp(1.0, -std::ilogb(typical));
-        backend.axpby(area, T(run.unit), w, T(0), none, q);
+        backend.axpby(area, T(run.unit), w, T(0), static_cast<const T*>(nullptr), q);
         run.source = q;
     }
 
@@ -331,38 +372,7 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
         if (!(info.residual < 0.7 * before) && lift.l > 0.5 && lift.gain < polar_most_gain<T>(n))
             break;  // rounding level
     }
-    const bool nothing = info.stages == 0;  // it was orthogonal to begin with
-    if (nothing) info.low = info.high = 1 / run.unit;
-    const double factored = run.lifts[1].factored;
-    if (factored > 0 && info.low == factored)  // no later stage has seen smaller ones
-        backend.complete(factor, n);
-    else if (factor)
-        backend.fill(factor, n * n, T(0));
-    const double excess = polar_excess(backend, run.r, n, floor, info.residual);
-    const double rounded =
-        3 * run.unseen / std::sqrt(double(n)) +
-        rounding * (4 + 2 * std::sqrt(double(n)) + 0.6 * std::sqrt(double(side.big)));
-    // Reached: singular values exceed 1 by no more than the goal allows. Else divide by what is left.
-    double divisor = 1;
-    if (info.residual > std::max(tolerance, floor)) {
-        divisor = std::sqrt(1 + excess);
-        info.residual += excess * std::sqrt(double(n));
-    }
-    info.bound = std::sqrt(1 + excess + rounded) / divisor;
-    const T size = T(scale / divisor);
-    if (run.pending)
-        polar_apply(backend, run, run.root, size);
-    else if (run.source != q || size != 1)
-        backend.axpby(area, size, run.source, T(0), none, q);
-    if (inverse_root && nothing) {
-        backend.fill(inverse_root, n * n, T(0));
-        backend.add_diagonal(inverse_root, n, T(run.unit));
-    } else if (inverse_root) {
-        if (run.unit != 1)
-            backend.axpby(backend.size_of_half(n), T(run.unit), inverse_root, T(0), none,
-                          inverse_root);
-        backend.complete(inverse_root, n);
-    }
+    polar_finish(backend, tolerance, scale, inverse_root, run);
     backend.release(mark);
     return info;
 }
