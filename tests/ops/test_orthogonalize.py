@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import lipfuse.functional as F
-from lipfuse import ops, reference
+from lipfuse import _native, ops, reference
 
 op = torch.ops.lipfuse.orthogonalize
 TOLERANCES = [
@@ -122,6 +122,7 @@ def test_info_tells_the_spectrum() -> None:
         assert (torch.linalg.matrix_norm(q, ord=2) <= bound * (1 + 1e-15)).all()
 
 
+@pytest.mark.skipif(_native.kernels is None, reason="plain torch has no stages")
 @pytest.mark.parametrize(
     "shape, low, high, stages",
     [((n, n), 0.88, 1.45, 1) for n in (64, 256, 512, 768, 1024)]
