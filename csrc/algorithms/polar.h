@@ -62,7 +62,7 @@ struct PolarRun {
     const int64_t rows, cols;
     T *const q, *const factor;  // what is wanted; the second may be null
     const T* source;            // W times `unit`, until q is a product of that
-    T* r = nullptr;     // SᵀS - I of what has been reached, on the smaller side, kept as half
+    T* r = nullptr;     // XᵀX - I of what has been reached, X, on the smaller side, kept as half
     T* root = nullptr;  // the product of all stages' polynomials, kept as half; null if not wanted
     bool pending = false;  // source times root is what has been reached, but has not been computed
     double unseen = 0;     // what rounding hides of it, because r was not measured

@@ -290,7 +290,7 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
         const bool in_result = square && !Backend::near_scratch;
         T* product = in_result ? out : spare;
         T* previous = in_result ? spare : backend.allocate(n * n);
-        // P = H⁻¹ may be there already.
+        // known: P = H⁻¹ is there already, and exact enough.
         const bool wide = l < (Backend::inverts ? polar_newton_below : polar_cubic_below),
                    known = Backend::inverts && !square && l >= polar_exact_below;
         if (known && !wide) {
