@@ -296,13 +296,11 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
         if (known && !wide) {
             // PK + KP = PCP costs less than H does: H <- cut P, whose eigenvalues lie in [l, 1] as well,
             // and C <- HCH.
-            if constexpr (Backend::inverts) {
-                backend.axpby(n * n, T(cut), inverse_root, T(0), none, h);
-                backend.keep_half(h, n);
-                backend.multiply(backend.half(h, n), backend.half(c, n, Mirror::skew), k, false);
-                backend.multiply_half(backend.view(k, n, n), backend.half(h, n),
-                                      backend.epilogue(c), Mirror::skew);
-            }
+            backend.axpby(n * n, T(cut), inverse_root, T(0), none, h);
+            backend.keep_half(h, n);
+            backend.multiply(backend.half(h, n), backend.half(c, n, Mirror::skew), k, false);
+            backend.multiply_half(backend.view(k, n, n), backend.half(h, n), backend.epilogue(c),
+                                  Mirror::skew);
             unit = 1 / (scale * cut);
         } else {
             unit = 1 / (scale * high);
