@@ -202,11 +202,12 @@ public:
     }
 
 private:
-    // l descends along a row: the first polynomial not above it covers [l, 1].
+    // l descends along a row: the first polynomial not above it covers [l, 1]. A walk along all of them
+    // would leave nothing else in the nearest cache.
     static const Minimax& covering(const std::vector<Minimax>& row, double l) {
-        for (const auto& q : row)
-            if (q.l <= l) return q;
-        return row.back();
+        const auto at =
+            std::partition_point(row.begin(), row.end(), [l](const Minimax& p) { return p.l > l; });
+        return at == row.end() ? row.back() : *at;
     }
 
     MinimaxTable() {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "device.h"
 
@@ -48,10 +49,12 @@ struct Tridiagonal {
         return {low, high};
     }
 
+    // `accuracy` is relative to half of what the range spans: of a matrix close to a multiple of I, the
+    // eigenvalues themselves would not tell them apart.
     LIPFUSE_DEVICE double eigenvalue(int index, double accuracy) const {
         double low = range().low, high = range().high;
-        for (int i = 0;
-             i < 48 && high - low > accuracy * std::fmax(std::fabs(low), std::fabs(high)); ++i) {
+        const double enough = accuracy * (high - low) / 2;
+        for (int i = 0; i < 48 && high - low > enough; ++i) {
             const double mid = (low + high) / 2;
             (spectrum_detail::count_below(diagonal, beside, size, mid) > index ? high : low) = mid;
         }
@@ -65,6 +68,12 @@ struct Tridiagonal {
 LIPFUSE_DEVICE inline double start_element(uint32_t state, int64_t i, int64_t n) {
     const double size = std::sqrt(2.0 * double(i + 1) / (double(n) * double(n + 1)));
     return (state >> 31) ? size : -size;
+}
+
+// Whether Lanczos's process is over: what is left for the next vector is rounding.
+template <class T>
+LIPFUSE_DEVICE bool lanczos_has_ended(double along, double beta) {
+    return !(beta > 8 * double(std::numeric_limits<T>::epsilon()) * std::fabs(along));
 }
 
 // How algorithms ask for an eigenvalue; a backend with idle threads has its own way.
@@ -92,7 +101,7 @@ LIPFUSE_DEVICE Tridiagonal lanczos(Backend& backend, const View& s, int steps) {
         backend.symmetric_matvec(s, v, w);
         backend.lanczos_step(n, v, previous, beta, w, &t.diagonal[k], &beta);
         t.beside[k] = beta;
-        if (!(beta > 1e-6 * std::fabs(t.diagonal[k]))) break;
+        if (lanczos_has_ended<T>(t.diagonal[k], beta)) break;
         backend.axpby(n, T(1 / beta), w, T(0), static_cast<const T*>(nullptr), previous);
         exchange(v, previous);  // previous now holds the old v, v the new one
     }

@@ -2,6 +2,8 @@
 //   LIPFUSE_ISA            the namespace
 //   LIPFUSE_VECTOR_BYTES   the vector width
 //   LIPFUSE_TILE_ROWS, LIPFUSE_TILE_VECTORS   the register tile of a product
+#include <limits>
+
 #include "kernels.h"
 
 #ifdef __AVX2__

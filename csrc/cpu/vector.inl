@@ -225,6 +225,7 @@ template <class T>
 static int lanczos(const View<const T>& a, int steps, T* v, T* previous, T* next, double* diagonal,
                    double* beside) {
     const int64_t n = a.rows;
+    constexpr double rounding = 8 * double(std::numeric_limits<T>::epsilon());
     double beta = 0;
     const bool large = a.layout != Layout::rows ||
                        n * n * int64_t(sizeof(T)) > (int64_t(40) << 10);  // for the first cache
@@ -235,7 +236,7 @@ static int lanczos(const View<const T>& a, int steps, T* v, T* previous, T* next
             symmetric_matvec(a.data, n, v, 0, n, next);
         lanczos_step(n, v, previous, beta, next, diagonal + k, &beta);
         beside[k] = beta;
-        if (!(beta > 1e-6 * __builtin_fabs(diagonal[k]))) return k + 1;
+        if (!(beta > rounding * __builtin_fabs(diagonal[k]))) return k + 1;  // it has ended
         axpby(n, T(1) / T(beta), next, T(0), static_cast<const T*>(nullptr), previous);
         T* const old = v;
         v = previous;

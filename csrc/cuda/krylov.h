@@ -44,7 +44,7 @@ LIPFUSE_DEVICE Tridiagonal lanczos(Backend<T>& backend, const View<T>& s, int st
         beta = std::sqrt(backend.block_sum(squares));
         t.diagonal[k] = along;
         t.beside[k] = beta;
-        if (!(beta > 1e-6 * std::fabs(along))) break;
+        if (lanczos_has_ended<T>(along, beta)) break;
         const T scale = T(1 / beta);
         for (int64_t i = backend.thread(); i < n; i += block_threads) previous[i] *= scale;
         exchange(v, previous);
@@ -62,8 +62,8 @@ LIPFUSE_DEVICE LIPFUSE_NOINLINE double ritz_value(Backend<T>& backend, const Tri
                                                   int index, double accuracy) {
     constexpr int points = 64;
     double low = t.range().low, high = t.range().high;
-    for (int round = 0;
-         round < 8 && high - low > accuracy * std::fmax(std::fabs(low), std::fabs(high)); ++round) {
+    const double enough = accuracy * (high - low) / 2;
+    for (int round = 0; round < 8 && high - low > enough; ++round) {
         const double step = (high - low) / (points + 1);
         const int at = backend.thread() + 1;
         const bool below =

@@ -205,6 +205,21 @@ def test_gradient_near_the_orthonormal_matrices(
         assert float((gradients(w, g, tol).double() - exact).norm()) <= allowed * size, shape
 
 
+@pytest.mark.parametrize("tol", [1e-8, 1e-12])
+@pytest.mark.parametrize("spread", [1e-9, 1e-7, 1e-5, 5e-4, 1e-2])
+def test_gradient_as_close_to_orthonormal_as_a_weight_may_be(
+    spread: float, tol: float, isa: str
+) -> None:
+    """What tells such a weight from a multiple of an orthonormal one is not lost."""
+    for shape in [(8, 8), (40, 40), (200, 200), (30, 12), (24, 64)]:
+        orthonormal = tools.matrix("orthogonal", shape)
+        w = 1.3 * orthonormal + spread * tools.matrix("gaussian", shape, 3) / math.sqrt(min(shape))
+        g = tools.matrix("gaussian", shape, 9)
+        exact = tools.polar_gradient(w, g)
+        found = gradients(w, g, tol)
+        assert float((found - exact).norm()) <= max(20 * tol, 1e-12) * float(exact.norm()), shape
+
+
 @pytest.mark.parametrize(
     "dtype, tol, allowed",
     [
@@ -253,8 +268,10 @@ def test_gradient_of_ill_conditioned_weights(
 ) -> None:
     """As exact as any, as long as no singular value is below 1e-4 of the largest.
 
-    In float32 Q itself is known to the condition number times rounding, in any method.
+    In float32 Q itself is known to the condition number times rounding, in any method; how much of
+    that is lost differs from one order of summation to another, and the reference has only one.
     """
+    known = 10 * condition * torch.finfo(dtype).eps
     for shape in [(8, 8), (33, 33), (100, 100), (192, 192), (96, 64), (64, 300)]:
         w = graded(shape, condition, few).to(dtype)
         g = tools.matrix("gaussian", shape, 9).to(dtype)
@@ -263,7 +280,7 @@ def test_gradient_of_ill_conditioned_weights(
         plain = reference.orthogonalize_backward(g, w, q, saved, info, 1e-4, 1.0, False)
         rough = float((plain.double() - exact).norm())
         found = float((gradients(w, g, 1e-4).double() - exact).norm())
-        assert found <= 2e-3 * float(exact.norm()) + 6 * rough, shape
+        assert found <= (2e-3 + known) * float(exact.norm()) + 6 * rough, shape
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
