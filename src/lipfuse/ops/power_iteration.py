@@ -169,11 +169,10 @@ def spectral_weight(weight: Tensor, u: Tensor, v: Tensor, n_iterations: int, eps
 
     Of a weight ``(out, ...)``, taken as one matrix.
     """
-    for name, vector in (("u", u), ("v", v)):
-        if vector.device != weight.device:  # one of the meta device would send it there
-            raise ValueError(
-                f"{name} must be on {weight.device} like the weight, got {vector.device}"
-            )
+    device = weight.device
+    if u.device != device or v.device != device:  # one of the meta device would send it there
+        name, vector = ("u", u) if u.device != device else ("v", v)
+        raise ValueError(f"{name} must be on {device} like the weight, got {vector.device}")
     if not torch.compiler.is_compiling() and goes_direct(weight):
         return _weight(weight, u, v, n_iterations, eps)
     out, _, new_u, new_v = spectral_normalize(as_matrices(weight), u, v, n_iterations, eps, 1.0)

@@ -74,7 +74,9 @@ class SpectralNorm(nn.Module):
         if weight.dim() == 1:
             return frobenius_normalize(weight, eps=self.eps)
         moved = weight.movedim(self.dim, 0) if self.dim else weight
-        u, v = self._u, self._v
+        buffers = self._buffers  # where the module would look last
+        u, v = buffers["_u"], buffers["_v"]
+        assert u is not None and v is not None
         advancing = self.training and not recomputing()
         n = self.n_power_iterations if advancing else 0
         if self.training and weight.dtype == u.dtype and weight.dtype not in HALF:
