@@ -36,6 +36,7 @@ DEEL, ORTHOGONIUM, COMPILED = "deel-torchlip", "orthogonium", "compiled Björck"
 OURS, OURS_TANGENT, OURS_BJORCK = "lipfuse", "lipfuse, tangent", "lipfuse, method='bjorck'"
 BIG, SMALL = "torch.mm, m x n x n", "torch.mm, n x n x n"
 OWN = "native product, n x n x n, 1 thread"
+AUTOGRAD = "torch, a product with 1"
 
 # Ratio to deel-torchlip's layer weight that is wanted: exact, and with the tangent gradient.
 WANTED: dict[str, tuple[float, float | None]] = {
@@ -248,13 +249,19 @@ def contenders(w: Tensor, kind: str, session: Session) -> list[Contender]:
         found.append(_compiled(not near, w, grad))
     n = min(rows, columns)
     found += [product(BIG, max(rows, columns), n)] if rows != columns else []
-    return [*found, product(SMALL, n, n), own_product(n)]
+    return [*found, product(SMALL, n, n), own_product(n), autograd(w, grad)]
 
 
 def product(name: str, m: int, n: int) -> Contender:
     """torch's own m x n x n product, without allocating."""
     a, b, out = torch.randn(m, n), torch.randn(n, n), torch.empty(m, n)
     return Contender(name, lambda: torch.mm(a, b, out=out), yardstick=True)
+
+
+def autograd(w: Tensor, grad: Tensor) -> Contender:
+    """The least that torch's autograd takes for any weight: that of a product with 1."""
+    parameter = w.clone().requires_grad_()
+    return Contender(AUTOGRAD, step(lambda: parameter * 1, parameter, grad), yardstick=True)
 
 
 def own_product(n: int) -> Contender:
