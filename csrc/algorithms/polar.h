@@ -146,9 +146,9 @@ LIPFUSE_DEVICE LIPFUSE_NOINLINE void polar_choose(Backend& backend, double toler
     if (lifted) {
         // What cannot be lifted any further stays; the others are brought to 1. They fill
         // [least, top], which the estimate is too coarse to tell, unless some escaped.
-        if (range.seen <= last.top * last.top)
+        if (range.seen <= last.top * last.top + 2e-3)
             range.high = std::min(range.high, last.top * last.top);
-        l = last.least / last.top;
+        l = last.least / std::sqrt(range.high);
     }
     lift = Lift();
     lift.high = range.high;
@@ -269,8 +269,10 @@ LIPFUSE_DEVICE LIPFUSE_NOINLINE double polar_excess(Backend& backend, typename B
                                                     int64_t n, double floor, double residual) {
     using T = typename Backend::Scalar;
     if (residual > 1e-2) {
+        const Tridiagonal t = lanczos(backend, backend.half(r, n), 8);
+        const double seen = ritz_value(backend, t, t.size - 1, 1e-14);  // next to -1, it is tiny
         backend.complete(r, n);
-        for (double x = 4 * floor; x < residual; x = std::max(4 * x, 1e-5))
+        for (double x = 4 * floor; x < residual; x = std::max(2 * x, 1.1 * seen))
             if (lies_below(backend, static_cast<const T*>(r), n, x)) return x;
     }
     return residual;
@@ -353,7 +355,7 @@ LIPFUSE_DEVICE PolarInfo polar(Backend& backend, const typename Backend::Scalar*
     // huge elements leave the range of T. A power of two brings the singular values to about 1.
     const double typical = largest / std::sqrt(double(n));
     if (typical < 0.5 || typical > 2) {
-        run.unit = std::ldexp(1.0, -std::ilogb(typical));
+        run.unit = power_to_one<T>(typical);
         backend.axpby(area, T(run.unit), w, T(0), static_cast<const T*>(nullptr), q);
         run.source = q;
     }

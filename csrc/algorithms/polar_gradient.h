@@ -345,10 +345,11 @@ LIPFUSE_DEVICE void polar_backward(Backend& backend, const typename Backend::Sca
         side.apply(q, backend.half(solution, n, Mirror::skew), out, T(unit), T(0), none);
     } else {
         backend.complete(solution, n, Mirror::skew);
-        // The forward's inverse has no such bound, and its estimate of `low` may be far too small.
+        // The forward's inverse has no such bound. Its estimate of `low` may be far too small, that of
+        // `high` by 8 % too large.
         if (!inverse && low < polar_gradient_floor * high &&
             !(largest_ritz_value(backend, backend.view(inverse_root, n, n), 10) <
-              1 / (polar_gradient_floor * high))) {
+              1 / (0.9 * polar_gradient_floor * high))) {
             T* damped = backend.allocate(n * n);
             T* h = backend.allocate(n * n);
             root(damped, h);

@@ -39,8 +39,7 @@ LIPFUSE_DEVICE double spectral_bound(Backend& backend, const typename Backend::S
     auto mark = backend.mark();
     // Powers of two, so that no square leaves the range of T.
     const double largest = backend.largest(w, area);
-    const double unit =
-        largest > 0 && std::isfinite(largest) ? std::ldexp(1.0, -std::ilogb(largest)) : 1;
+    const double unit = largest > 0 && std::isfinite(largest) ? power_to_one<T>(largest) : 1;
     T* scaled = backend.allocate(area);
     T* s = backend.allocate(n * n);
     backend.axpby(area, T(unit), w, T(0), static_cast<const T*>(nullptr), scaled);

@@ -100,6 +100,34 @@ def test_ill_conditioned_directions(dtype: torch.dtype, isa: str) -> None:
             assert (values.abs() <= 1 + 1e-5 + rounding(w)).all()
 
 
+@pytest.mark.parametrize(
+    "dtype, tol", [(torch.float32, 1e-4), (torch.float64, 1e-8), (torch.float64, 1e-12)], ids=str
+)
+def test_what_is_not_null_becomes_one(dtype: torch.dtype, tol: float, isa: str) -> None:
+    """Dead rows and equal ones leave the other singular values alone."""
+    for seed in range(60):
+        n, aspect = (3, 5, 16, 33, 64, 100)[seed % 6], (1, 2, 3)[seed % 3]
+        w = torch.randn(n, n * aspect, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        lost = max(1, n // 3)
+        w[:lost] = 0 if seed % 2 else w[-1]
+        rank = n - lost
+        values = torch.linalg.svdvals(op(w, tol, 1.0, False)[0].double())
+        assert float(values[0]) <= 1 + 1e-5 + rounding(w), seed
+        below = 2e-5 if dtype == torch.float32 else 2 * tol
+        assert float(values[rank - 1]) >= 1 - below - rounding(w), seed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_subnormal_weights(dtype: torch.dtype, isa: str) -> None:
+    """What decays for long ends there, and is still a matrix."""
+    tiny = torch.finfo(dtype).tiny
+    for size in (tiny / 4, tiny / 64):
+        w = size * torch.eye(5, dtype=dtype)
+        assert float((op(w, 1e-4, 1.0, False)[0] - torch.eye(5, dtype=dtype)).norm()) < 1e-3
+        bound = float(torch.ops.lipfuse.spectral_bound(w, 10).max())
+        assert size <= bound <= 1.5 * size
+
+
 def test_scale_multiplies_the_result() -> None:
     for shape in tools.SHAPES:
         w = tools.matrix("near", shape)
@@ -297,6 +325,15 @@ def test_gradient_is_bounded_where_a_singular_value_vanishes(
         largest = tools.largest_singular_value(w)
         steepest = 1 / (reference.GRADIENT_FLOOR * largest) if largest else 0.0
         assert float(grad.double().norm()) <= 3 * steepest * float(g.double().norm()), shape
+
+
+def test_gradient_just_above_the_floor(isa: str) -> None:
+    """Where a skew part is missing, too, and the largest singular value is overestimated."""
+    w = torch.zeros(6, 5, dtype=torch.float64)
+    w.diagonal().copy_(torch.tensor([1.0, *[1.05e-4] * 4]))
+    g = torch.zeros_like(w)
+    g[5, 4] = 1
+    assert float(gradients(w, g, 1e-6)[5, 4]) == pytest.approx(1 / 1.05e-4, rel=1e-6)
 
 
 @pytest.mark.parametrize("least", [0.0, 1e-6])
