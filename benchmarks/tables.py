@@ -281,22 +281,6 @@ def one_weight(s: Sources) -> str:
     return markdown([*columns, "torch, best map", "compiled Björck"], rows)
 
 
-def possible(s: Sources) -> str:
-    """How far ahead a method of as many products could be with nothing beside them but autograd."""
-    rows = []
-    for case in cases(s.run, "weights"):
-        floor, autograd = least(s, case), case.median(weights.AUTOGRAD)
-        deel, ours = case.median(weights.DEEL), case.median(weights.OURS)
-        if floor is None or autograd is None or deel is None or ours is None:
-            continue
-        both = autograd + floor
-        spent = [show_time(seconds) for seconds in (autograd, floor, both)]
-        ahead = [times(ratio) for ratio in (deel / both, deel / ours, weights.WANTED[case.name][0])]
-        rows.append([case.name, *spent, *ahead])
-    columns = ["", "autograd", "products", "both", "deel-torchlip, to both", "to lipfuse", "goal"]
-    return markdown(columns, rows)
-
-
 def spectral_norm(s: Sources) -> str:
     """The benchmark `spectral`."""
     return _contest(s.run, "spectral", spectral.OURS, {"torch": (spectral.TORCH,)})
@@ -563,7 +547,6 @@ TABLES: dict[str, Callable[[Sources], str]] = {
     "other peers ahead": other_peers_ahead,
     "half source": half_source,
     "half weights": lambda s: one_weight(s.with_half()),
-    "half possible": lambda s: possible(s.with_half()),
     "half peers ahead": lambda s: peers_ahead(s.with_half()),
     "narrow source": avx2_source,
     "narrow weights": lambda s: one_weight(s.with_avx2()),
