@@ -243,11 +243,12 @@ def orthogonalize(
     .. math:: \bar W = Q K + (G - Q A) H^{-1}.
 
     K is found to 20 times ``tol``, relative to its norm; of a weight that is not square, the second
-    term is as exact as Q is orthonormal: to ``tol`` times the ratio of singular values. The gradient is unbounded where a singular
-    value tends to 0: those below 1e-4 of the largest count as about that. The tangent gradient
-    takes :math:`H = I`, :math:`\bar W = Q (A - A^\top) / 2 + (G - Q A)`: the gradient projected to
-    the tangent space of the orthonormal matrices, exact where W is one. A second derivative is not
-    available and says so.
+    term is as exact as Q is orthonormal: to ``tol`` times the ratio of singular values. The
+    gradient is unbounded where a singular value tends to 0: those below 1e-4 of the largest count
+    as about that. The tangent gradient takes :math:`H = I`,
+    :math:`\bar W = Q (A - A^\top) / 2 + (G - Q A)`: the gradient projected to the tangent space of
+    the orthonormal matrices, exact where W is one. A second derivative is not available and
+    says so.
 
     Args:
         weight: ``(..., m, n)``, floating point.
